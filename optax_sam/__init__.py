@@ -1,0 +1,113 @@
+"""Sharpness-aware minimization and its label-noise descendants as optax transformations."""
+
+from optax_sam import diagnostics, label_noise, per_example
+from optax_sam.combinations import (
+    DownWeightingState,
+    ReuseState,
+    down_weight,
+    extrapolate,
+    linear_warmup_alpha,
+    restrict_to_groups,
+    reuse_orthogonal,
+    subtract_orthogonal,
+)
+from optax_sam.convolutions import canonical_convolutions
+from optax_sam.evaluations import (
+    Evaluation,
+    full_gradient,
+    jacobian_only,
+    logit_only,
+    perturb_then_evaluate,
+)
+from optax_sam.groups import value_and_grad
+from optax_sam.methods import (
+    asam,
+    friendly_sam,
+    gsam,
+    jsam,
+    looksam,
+    lsam,
+    msam,
+    ncsam,
+    sam,
+    saner,
+    vasso,
+    wsam,
+)
+from optax_sam.objectives import Objective
+from optax_sam.penalties import last_layer_penalty
+from optax_sam.perturbations import (
+    MovingAverageState,
+    NoiseCompensationState,
+    adaptive,
+    add_noise_compensation,
+    average_gradients,
+    noise_compensation_schedule,
+    normalized,
+    project_to_ball,
+    subtract_average_gradient,
+)
+from optax_sam.sharpness_aware import (
+    SharpnessAwareMetrics,
+    SharpnessAwareState,
+    get_metrics,
+    sharpness_aware,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # Named methods
+    "asam",
+    "friendly_sam",
+    "gsam",
+    "jsam",
+    "looksam",
+    "lsam",
+    "msam",
+    "ncsam",
+    "sam",
+    "saner",
+    "vasso",
+    "wsam",
+    # The engine and what it needs
+    "Objective",
+    "SharpnessAwareMetrics",
+    "SharpnessAwareState",
+    "get_metrics",
+    "sharpness_aware",
+    # Stage 1: perturbations
+    "MovingAverageState",
+    "NoiseCompensationState",
+    "adaptive",
+    "add_noise_compensation",
+    "average_gradients",
+    "noise_compensation_schedule",
+    "normalized",
+    "project_to_ball",
+    "subtract_average_gradient",
+    # Stage 2: evaluations
+    "Evaluation",
+    "full_gradient",
+    "jacobian_only",
+    "logit_only",
+    "perturb_then_evaluate",
+    "value_and_grad",
+    # Groups and loops
+    "canonical_convolutions",
+    "per_example",
+    # Stage 3: combinations
+    "DownWeightingState",
+    "ReuseState",
+    "down_weight",
+    "extrapolate",
+    "linear_warmup_alpha",
+    "restrict_to_groups",
+    "reuse_orthogonal",
+    "subtract_orthogonal",
+    # At the cost of SGD
+    "last_layer_penalty",
+    # Label noise and what becomes of it
+    "diagnostics",
+    "label_noise",
+]

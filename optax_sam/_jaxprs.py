@@ -1,0 +1,93 @@
+"""Evaluating traced programs with another meaning for some of their equations.
+
+The few places where this package depends on how JAX spells a traced program, which has drifted
+between versions 0.10 and 0.12, are in this file. Nothing here imports a private module.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core, source_info_util
+from jax.interpreters import partial_eval
+
+Rule = Callable[[core.JaxprEqn, list[Any]], Sequence[Any]]
+
+
+def open_and_constants(jaxpr: Any) -> tuple[core.Jaxpr, Sequence[Any]]:
+    """A jaxpr, closed or not, as its equations and the values of its constants.
+
+    JAX 0.12 has one class for both; 0.10 has two, and ``remat`` holds the open one.
+    """
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def bind(equation: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """The outputs of an equation for other inputs, as ``jax.core.eval_jaxpr`` computes them."""
+    parameters = equation.primitive.get_bind_params(equation.params)
+    context = getattr(equation, "ctx", None)  # e.g. the 32/64-bit mode it was traced in
+    with context.manager if context is not None else contextlib.nullcontext():
+        outputs = equation.primitive.bind(*values, **parameters)
+    return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+
+def evaluate(jaxpr: Any, arguments: Sequence[Any], rule: Rule = bind) -> list[Any]:
+    """Runs a jaxpr, asking ``rule(equation, values)`` for the outputs of every equation.
+
+    The values may be of any kind that the rule understands.
+    """
+    program, constants = open_and_constants(jaxpr)
+    variables = [*program.constvars, *program.invars]
+    environment = dict(zip(variables, [*constants, *arguments], strict=True))
+
+    def read(atom):
+        return atom.val if isinstance(atom, core.Literal) else environment[atom]
+
+    for equation in program.eqns:
+        outputs = rule(equation, [read(atom) for atom in equation.invars])
+        environment.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in program.outvars]
+
+
+def without_dead_code(jaxpr: Any) -> Any:
+    """The same program without the equations that no output needs."""
+    program, constants = open_and_constants(jaxpr)
+    live, _ = partial_eval.dce_jaxpr(program, [True] * len(program.outvars), instantiate=True)
+    return core.ClosedJaxpr(live, constants)
+
+
+def with_rule(jaxpr: Any, rule: Rule) -> Any:
+    """A jaxpr of the same signature in which ``rule`` has rewritten the equations."""
+    program, _ = open_and_constants(jaxpr)
+    closed = jax.make_jaxpr(lambda *arguments: evaluate(jaxpr, arguments, rule))(
+        *(variable.aval for variable in program.invars)
+    )
+    if isinstance(jaxpr, core.ClosedJaxpr):
+        return closed
+    return open_and_constants(closed)[0]
+
+
+def scan_split(equation: core.JaxprEqn) -> tuple[int, int]:
+    """The number of constants and of carried values among the inputs of a ``scan``."""
+    parameters = equation.params
+    if "num_consts" in parameters:
+        return parameters["num_consts"], parameters["num_carry"]
+    # JAX 0.12 keeps three flat trees: constants, carry, scanned.
+    constants, carry, _ = parameters["ft_in"].unpack()
+    return len(constants), len(carry)
+
+
+def inner_jaxprs(equation: core.JaxprEqn) -> list[tuple[str, Any]]:
+    """``(parameter name, jaxpr)`` for the programs inside an equation; branches come one by one."""
+    found = []
+    for name, value in equation.params.items():
+        for candidate in value if isinstance(value, tuple) else (value,):
+            if isinstance(candidate, core.Jaxpr | core.ClosedJaxpr):
+                found.append((name, candidate))
+    return found
+
+
+def source_line(equation: core.JaxprEqn) -> str:
+    """Where the user's program made an equation: ``file:line (function)``."""
+    return source_info_util.summarize(equation.source_info)

@@ -1,0 +1,112 @@
+"""The tree algebra of the package, written once.
+
+Only inexact (floating) leaves take part: integer leaves, ``float0`` gradients and
+``None`` pass through every function untouched or count as nothing.
+"""
+
+import math
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether a leaf is a real floating array, the only kind that can be perturbed."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
+def floating_leaves(tree: chex.ArrayTree) -> list[jax.Array]:
+    """The floating leaves of a tree, in order."""
+    return [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+
+
+def size(tree: chex.ArrayTree) -> int:
+    """The number of floating coordinates of a tree."""
+    return sum(math.prod(jnp.shape(leaf)) for leaf in floating_leaves(tree))
+
+
+def accumulation_dtype(tree: chex.ArrayTree) -> jnp.dtype:
+    """At least float32, and float64 as soon as one leaf is float64.
+
+    Half-precision leaves would overflow (float16) or lose bits (bfloat16) when squared.
+    """
+    wide = any(jnp.result_type(leaf) == jnp.float64 for leaf in floating_leaves(tree))
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def dot(left: chex.ArrayTree, right: chex.ArrayTree) -> jax.Array:
+    """The inner product over all floating leaves, accumulated in at least float32."""
+    dtype = accumulation_dtype(left)
+    products = [
+        jnp.sum(a.astype(dtype) * b.astype(dtype))
+        for a, b in zip(floating_leaves(left), floating_leaves(right), strict=True)
+    ]
+    return sum(products, jnp.zeros([], dtype))
+
+
+def norm(tree: chex.ArrayTree) -> jax.Array:
+    """The global 2-norm, accumulated in at least float32, with derivative 0 (not NaN) at 0."""
+    squared = dot(tree, tree)
+    is_zero = squared == 0
+    # The inner `where` keeps the infinite slope of the square root at 0 out of the derivative.
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squared)))
+
+
+def divide_or_zero(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """``numerator / denominator``, and 0 where the denominator is 0; NaN is passed on."""
+    is_zero = denominator == 0
+    return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))
+
+
+def scale(tree: chex.ArrayTree, factor: jax.Array) -> chex.ArrayTree:
+    """``factor * tree``, multiplied in the factor's dtype and kept in each leaf's dtype."""
+    return map_floating(lambda leaf: leaf.astype(factor.dtype) * factor, tree)
+
+
+def map_floating(function, tree: chex.ArrayTree, *rest: chex.ArrayTree) -> chex.ArrayTree:
+    """Like ``jax.tree.map`` on the floating leaves; keeps the dtype and leaves the others alone."""
+
+    def one(leaf, *others):
+        if not is_floating(leaf):
+            return leaf
+        return function(leaf, *others).astype(jnp.result_type(leaf))
+
+    return jax.tree.map(one, tree, *rest)
+
+
+def add(params: chex.ArrayTree, perturbation: chex.ArrayTree) -> chex.ArrayTree:
+    """``params + perturbation`` in the dtype of the parameters."""
+    return map_floating(lambda p, e: p + e.astype(p.dtype), params, perturbation)
+
+
+def linear(
+    left_factor: jax.Array, left: chex.ArrayTree, right_factor: jax.Array, right: chex.ArrayTree
+) -> chex.ArrayTree:
+    """``left_factor * left + right_factor * right`` in each left leaf's dtype."""
+    dtype = left_factor.dtype
+    return map_floating(
+        lambda a, b: left_factor * a.astype(dtype) + right_factor.astype(dtype) * b.astype(dtype),
+        left,
+        right,
+    )
+
+
+def as_gradients(gradients: chex.ArrayTree, params: chex.ArrayTree) -> chex.ArrayTree:
+    """Gradients that an optimizer can take: zeros for the leaves that have none.
+
+    Differentiation gives ``float0`` for integer leaves, with which nothing can be computed.
+    """
+
+    def one(gradient, param):
+        dtype = jnp.result_type(param)
+        # Not zeros_like: under shard_map that would inherit the mark of a varying parameter.
+        return gradient.astype(dtype) if is_floating(param) else jnp.zeros(jnp.shape(param), dtype)
+
+    return jax.tree.map(one, gradients, params)
+
+
+def zeros_like(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Fresh zeros: never an alias of the tree's buffers."""
+    return jax.tree.map(jnp.zeros_like, tree)

@@ -1,0 +1,30 @@
+"""Stage 3: how do the clean gradient g and the perturbed gradient g' make the update?
+
+A combination is an ``optax.GradientTransformationExtraArgs`` that takes g' and the extra argument
+``clean_grads`` (g). Chained combinations each see the direction of the one before them, and all of
+them the same g.
+"""
+
+from optax_sam.combinations.decomposition import (
+    ReuseState,
+    reuse_orthogonal,
+    subtract_orthogonal,
+)
+from optax_sam.combinations.down_weighting import (
+    DownWeightingState,
+    down_weight,
+    linear_warmup_alpha,
+)
+from optax_sam.combinations.extrapolation import extrapolate
+from optax_sam.combinations.groups import restrict_to_groups
+
+__all__ = [
+    "DownWeightingState",
+    "ReuseState",
+    "down_weight",
+    "extrapolate",
+    "linear_warmup_alpha",
+    "restrict_to_groups",
+    "reuse_orthogonal",
+    "subtract_orthogonal",
+]

@@ -1,0 +1,142 @@
+"""Combinations that split one gradient along the other: GSAM and LookSAM."""
+
+from typing import NamedTuple
+
+import chex
+import jax.numpy as jnp
+import optax
+
+from optax_sam import _tree
+from optax_sam._hyperparameters import Hyperparameter
+from optax_sam.combinations.down_weighting import require_clean_gradients
+
+
+def orthogonal_part(vector: chex.ArrayTree, direction: chex.ArrayTree) -> chex.ArrayTree:
+    """The part of ``vector`` orthogonal to ``direction``; all of it where the direction is zero."""
+    length = _tree.norm(direction)
+    # Divided by the norm twice, not once by its square, which would vanish or overflow earlier.
+    along = _tree.divide_or_zero(_tree.dot(vector, direction), length)
+    coefficient = _tree.divide_or_zero(along, length)
+    return _tree.linear(jnp.ones_like(coefficient), vector, -coefficient, direction)
+
+
+def subtract_orthogonal(alpha: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
+    r"""GSAM's combination: also descends in sharpness without leaving the perturbed loss.
+
+    .. math:: d = g' - \alpha \, g_\perp, \qquad
+       g_\perp = g - \frac{\langle g, g' \rangle}{\lVert g' \rVert^2} g'
+
+    Args:
+      alpha: how much α of the clean gradient's part orthogonal to g' is subtracted; a number or a
+        schedule. α = 0 is SAM.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` on g'. Its ``update`` needs the extra argument
+      ``clean_grads`` (g); others are accepted and ignored.
+
+    Raises:
+      TypeError: if ``alpha`` is neither a number nor a schedule.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> stage = optax_sam.subtract_orthogonal(alpha=0.5)
+      >>> g, perturbed = jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0])
+      >>> stage.update(perturbed, stage.init(g), clean_grads=g)[0].tolist()
+      [2.0, -0.5]
+
+    References:
+      Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, ICLR 2022, arXiv
+      2203.08065, algorithm 1. The public codes agree on which gradient is decomposed.
+    """
+    amount = Hyperparameter("alpha", alpha)
+
+    def init(params):
+        del params
+        return amount.init()
+
+    def update(updates, state, params=None, *, clean_grads=None, **extra_args):
+        del params, extra_args
+        require_clean_gradients(clean_grads, "subtract_orthogonal")
+        alpha, state = amount.read(state, _tree.accumulation_dtype(updates))
+        orthogonal = orthogonal_part(clean_grads, updates)
+        return _tree.linear(jnp.ones_like(alpha), updates, -alpha, orthogonal), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class ReuseState(NamedTuple):
+    """State of :func:`reuse_orthogonal`.
+
+    Attributes:
+      orthogonal: pytree like the parameters, the part of the last g' orthogonal to its g.
+      alpha: empty, or the step count of a schedule.
+    """
+
+    orthogonal: chex.ArrayTree
+    alpha: optax.OptState
+
+
+def reuse_orthogonal(
+    alpha: optax.ScalarOrSchedule = 0.7, norm_epsilon: float = 0.0
+) -> optax.GradientTransformationExtraArgs:
+    r"""LookSAM's stand-in for g' on the steps without a second gradient.
+
+    On a step with one, :math:`v` is the part of g' orthogonal to g; in between
+
+    .. math:: d = g + \alpha \frac{\lVert g \rVert}{\lVert v \rVert} v
+
+    Args:
+      alpha: α ≥ 0, the length of the reused part relative to the gradient; a number or a schedule.
+      norm_epsilon: added to ‖v‖; ``1e-8`` in pytorch_optimizer.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` for the argument ``reuse`` of
+      :func:`optax_sam.sharpness_aware`. Its ``update`` needs ``clean_grads`` and ``is_ascent_step``.
+
+    Raises:
+      ValueError: if ``alpha`` is a negative number.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> stage = optax_sam.reuse_orthogonal(alpha=1.0)
+      >>> g = jnp.array([1.0, 0.0])
+      >>> _, state = stage.update(
+      ...     jnp.array([1.0, 0.5]), stage.init(g), clean_grads=g, is_ascent_step=True)
+      >>> stage.update(g, state, clean_grads=g, is_ascent_step=False)[0].tolist()
+      [1.0, 1.0]
+
+    References:
+      Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization, CVPR 2022, arXiv
+      2203.02714, algorithm 1. Norms are global as in the paper, per tensor in pytorch_optimizer.
+    """
+    amount = Hyperparameter("alpha", alpha, minimum=0)
+
+    def init(params):
+        return ReuseState(orthogonal=_tree.zeros_like(params), alpha=amount.init())
+
+    def update(updates, state, params=None, *, clean_grads=None, is_ascent_step=None, **extra_args):
+        del params, extra_args
+        require_clean_gradients(clean_grads, "reuse_orthogonal")
+        alpha, alpha_state = amount.read(state.alpha, _tree.accumulation_dtype(updates))
+        if is_ascent_step:
+            orthogonal = _zero_if_rounding(orthogonal_part(updates, clean_grads), updates)
+            return updates, ReuseState(orthogonal, alpha_state)
+        length = _tree.norm(state.orthogonal)
+        scale = alpha * _tree.divide_or_zero(
+            _tree.norm(clean_grads), jnp.where(length == 0, 0, length + norm_epsilon)
+        )
+        direction = _tree.linear(jnp.ones_like(scale), clean_grads, scale, state.orthogonal)
+        return direction, ReuseState(state.orthogonal, alpha_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _zero_if_rounding(part: chex.ArrayTree, whole: chex.ArrayTree) -> chex.ArrayTree:
+    """The part, or zeros if it is no longer than the rounding error of the whole.
+
+    Where g' is parallel to g (ρ = 0, a linear loss), the orthogonal part is nothing but rounding, and
+    LookSAM would scale it up to the length of the gradient.
+    """
+    length = _tree.norm(part)
+    rounding = 16 * jnp.finfo(length.dtype).eps * _tree.norm(whole)
+    return _tree.scale(part, jnp.where(length <= rounding, 0, jnp.ones_like(length)))

@@ -1,0 +1,143 @@
+"""SANER's combination: magnify the down-weighting that SAM does."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import _tree
+from optax_sam._hyperparameters import Hyperparameter, check_integer, check_number
+from optax_sam.combinations._gradient_groups import gradient_groups
+
+
+class DownWeightingState(NamedTuple):
+    """State of :func:`down_weight`.
+
+    Attributes:
+      alpha: empty, or the step count of a schedule.
+      down_weighted_fraction: scalar in [0, 1], the share of coordinates in group B at the last step.
+    """
+
+    alpha: optax.OptState
+    down_weighted_fraction: jax.Array
+
+
+def down_weight(
+    alpha: optax.ScalarOrSchedule = 0.5, ratio_epsilon: float | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Weakens the coordinates that the perturbation has made smaller: SANER.
+
+    Per coordinate, with :math:`r = g'/g`,
+
+    .. math:: d = (1 - \alpha \, \mathbb{1}[0 < r < 1]) \, g'
+
+    Args:
+      alpha: the paper's strength, 0 ≤ α ≤ 1; a number or a schedule of the step. α = 0 is SAM
+        exactly, α = 1 drops group B. **The authors' code multiplies group B by its alpha, that is
+        by 1 − α here**; the two agree only at ½.
+      ratio_epsilon: None decides 0 < r < 1 without a division: same sign and ``|g'| < |g|``. ``1e-8``
+        reproduces the authors' code, :math:`r = g'/(g + 10^{-8})`: the signed offset moves
+        coordinates of its own size between the groups, and makes ρ = 0 differ from SGD.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` on g'. Its ``update`` needs the extra argument
+      ``clean_grads`` (g); others are accepted and ignored.
+
+    Raises:
+      ValueError: if ``alpha`` is a number outside [0, 1].
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> stage = optax_sam.down_weight(alpha=0.5)
+      >>> g, perturbed = jnp.array([1.0, 1.0, 1.0]), jnp.array([2.0, 0.5, -1.0])
+      >>> stage.update(perturbed, stage.init(g), clean_grads=g)[0].tolist()
+      [2.0, 0.25, -1.0]
+
+    References:
+      Luong et al., Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting,
+      AISTATS 2026, arXiv 2411.17132, equation (6).
+    """
+    strength = Hyperparameter(
+        "alpha",
+        alpha,
+        minimum=0,
+        maximum=1,
+        remedy="It is the paper's strength: 0 is SAM, 1 drops group B.",
+    )
+    if ratio_epsilon is not None:
+        check_number("ratio_epsilon", ratio_epsilon, minimum=0)
+
+    def init(params):
+        return DownWeightingState(
+            alpha=strength.init(),
+            down_weighted_fraction=jnp.zeros([], _tree.accumulation_dtype(params)),
+        )
+
+    def update(updates, state, params=None, *, clean_grads=None, **extra_args):
+        del params, extra_args
+        require_clean_gradients(clean_grads, "down_weight")
+        dtype = _tree.accumulation_dtype(updates)
+        alpha, alpha_state = strength.read(state.alpha, dtype)
+        groups = jax.tree.map(
+            lambda perturbed, clean: gradient_groups(clean, perturbed, ratio_epsilon).b,
+            updates,
+            clean_grads,
+        )
+        direction = _tree.map_floating(
+            lambda perturbed, b: jnp.where(b, (1 - alpha).astype(perturbed.dtype), 1) * perturbed,
+            updates,
+            groups,
+        )
+        counts = [jnp.sum(b, dtype=dtype) for b in jax.tree.leaves(groups)]
+        fraction = sum(counts, jnp.zeros([], dtype)) / max(_tree.size(updates), 1)
+        return direction, DownWeightingState(alpha_state, fraction)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def linear_warmup_alpha(alpha: float, warmup_epochs: int, steps_per_epoch: int) -> optax.Schedule:
+    r"""The authors' schedule for α: up in equal steps, one per epoch.
+
+    :math:`\alpha_e = \alpha \, e / k` in epoch :math:`e = 1, 2, \dots < k`, then α.
+
+    Args:
+      alpha: the final strength, 0 ≤ α ≤ 1.
+      warmup_epochs: k ≥ 1; the authors take 50 of 200.
+      steps_per_epoch: optimizer steps in an epoch.
+
+    Returns:
+      A schedule of the step for :func:`down_weight` and :func:`optax_sam.saner`.
+
+    Raises:
+      ValueError: if ``alpha`` is outside [0, 1] or a count is below 1.
+
+    Example:
+      >>> import optax_sam
+      >>> schedule = optax_sam.linear_warmup_alpha(0.5, warmup_epochs=5, steps_per_epoch=10)
+      >>> [round(float(schedule(step)), 6) for step in (0, 9, 10, 39, 40, 100)]
+      [0.1, 0.1, 0.2, 0.4, 0.5, 0.5]
+
+    References:
+      Luong et al., arXiv 2411.17132, section 5, and the authors' ``get_alpha``, which gives the
+      multiplier 1 − α.
+    """
+    check_number("alpha", alpha, minimum=0, maximum=1)
+    check_integer("warmup_epochs", warmup_epochs, minimum=1)
+    check_integer("steps_per_epoch", steps_per_epoch, minimum=1)
+
+    def schedule(step: chex.Numeric) -> chex.Numeric:
+        epoch = jnp.asarray(step) // steps_per_epoch + 1
+        return alpha * jnp.minimum(epoch, warmup_epochs) / warmup_epochs
+
+    return schedule
+
+
+def require_clean_gradients(clean_grads: chex.ArrayTree | None, name: str) -> None:
+    """Says what a combination misses when it is used outside of the engine."""
+    if clean_grads is None:
+        raise ValueError(
+            f"{name} compares with the gradient at the unperturbed parameters: pass clean_grads=, or "
+            "use it as combination= of optax_sam.sharpness_aware, which does."
+        )

@@ -1,0 +1,63 @@
+"""The shares of the SANER paper's three groups of coordinates."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from optax_sam import _tree
+from optax_sam.combinations._gradient_groups import gradient_groups
+
+
+class GroupShares(NamedTuple):
+    """Shares of the coordinates; they add up to 1.
+
+    Attributes:
+      a: r ≥ 1, the perturbed gradient is at least as large.
+      b: 0 < r < 1, it is down-weighted.
+      c: r ≤ 0, it changed sign, or the clean gradient is zero.
+    """
+
+    a: jax.Array
+    b: jax.Array
+    c: jax.Array
+
+
+def gradient_group_shares(
+    clean_grads: chex.ArrayTree,
+    perturbed_grads: chex.ArrayTree,
+    ratio_epsilon: float | None = None,
+) -> GroupShares:
+    """Shares of coordinates by r = g'/g.
+
+    Args:
+      clean_grads: g, at the parameters.
+      perturbed_grads: g', at the perturbed parameters.
+      ratio_epsilon: see :func:`optax_sam.down_weight`.
+
+    Returns:
+      :class:`GroupShares`.
+
+    Raises:
+      ValueError: if the trees have no floating coordinate.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam.diagnostics import gradient_group_shares
+      >>> shares = gradient_group_shares(jnp.ones(4), jnp.array([2.0, 0.5, 0.5, -1.0]))
+      >>> float(shares.a), float(shares.b), float(shares.c)
+      (0.25, 0.5, 0.25)
+
+    References:
+      Luong et al., arXiv 2411.17132, section 4.
+    """
+    size = _tree.size(clean_grads)
+    if size == 0:
+        raise ValueError("the gradients have no floating coordinate to group.")
+    pairs = zip(
+        _tree.floating_leaves(clean_grads), _tree.floating_leaves(perturbed_grads), strict=True
+    )
+    groups = [gradient_groups(clean, perturbed, ratio_epsilon) for clean, perturbed in pairs]
+    a, b, c = (sum(jnp.sum(mask) for mask in masks) for masks in zip(*groups, strict=True))
+    return GroupShares(jnp.asarray(a / size), jnp.asarray(b / size), jnp.asarray(c / size))

@@ -1,0 +1,130 @@
+"""Gradients over groups and slices of a batch: m-SAM and gradient accumulation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from optax_sam import _axes, _tree
+from optax_sam.convolutions import canonical_convolutions
+from optax_sam.evaluations import value_and_gradients
+from optax_sam.objectives import Objective, require_objective
+
+
+def value_and_grad(
+    objective: Objective, params: chex.ArrayTree, *, microbatch_size: int
+) -> tuple[jax.Array, chex.ArrayTree]:
+    r"""Loss and gradients of a batch, accumulated over slices of it.
+
+    Equal to ``jax.value_and_grad(objective)(params)`` up to rounding, in the memory of one slice. With
+    ``microbatch_size`` on a method, both passes of a sharpness-aware step are accumulated, and the
+    step is that of the full batch::
+
+        loss, grads = optax_sam.value_and_grad(objective, params, microbatch_size=32)
+        updates, state = tx.update(grads, state, params, loss_fn=objective)
+
+    Args:
+      objective: an :class:`optax_sam.Objective` of B examples, of a network that does not mix the
+        examples of a batch. Its auxiliary output is discarded.
+      params: the parameters.
+      microbatch_size: examples in a slice; must divide B.
+
+    Returns:
+      ``(loss, gradients)``.
+
+    Raises:
+      ValueError: if ``microbatch_size`` does not divide B.
+      TypeError: if ``objective`` is not an ``Objective``.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> objective = optax_sam.Objective(lambda w, x: x @ w, jnp.eye(4), jnp.array([0, 1, 2, 0]))
+      >>> loss, grads = optax_sam.value_and_grad(objective, jnp.zeros((4, 3)), microbatch_size=2)
+      >>> round(float(loss), 4)
+      1.0986
+    """
+
+    def evaluate(objective, logits):
+        del logits
+        value, gradients = value_and_gradients(objective, params)
+        return (value[0] if objective.has_aux else value), gradients
+
+    require_objective(objective, "optax_sam.value_and_grad")
+    return mean_over_groups(evaluate, objective, microbatch_size)
+
+
+def mean_over_groups(
+    function: Callable[[Objective, Any], chex.ArrayTree],
+    objective: Objective,
+    size: int,
+    *,
+    logits: chex.ArrayTree | None = None,
+    examples_at_once: int | None = None,
+    axis_name: _axes.AxisName = None,
+) -> Any:
+    """The mean of ``function(group, its logits)`` over consecutive groups of ``size`` examples.
+
+    Floating results are averaged in at least float32; of others (step counts) one copy is kept, as
+    they are the same for all groups. ``examples_at_once // size`` groups are evaluated side by side,
+    or fewer where the batch is not a multiple of that; the result does not depend on it.
+    """
+    grouped = objective.groups(size)
+    count = objective.batch_size // size
+    # Groups of a few examples leave a processor idle: by default about 16 examples are in work.
+    most = min(count, max(1, (16 if examples_at_once is None else examples_at_once) // size))
+    side_by_side = max(n for n in range(1, most + 1) if count % n == 0)
+
+    def one(group):
+        inputs, labels, logits = group
+        return function(objective.replace(inputs=inputs, labels=labels), logits)
+
+    def several(groups):
+        results = jax.vmap(one)(groups)
+        return jax.tree.map(lambda x: jnp.mean(x, 0) if _tree.is_floating(x) else x[0], results)
+
+    logits = jax.tree.map(lambda x: jnp.reshape(x, (count, size, *x.shape[1:])), logits)
+    groups = (grouped.inputs, grouped.labels, logits)
+    if side_by_side == 1:
+        return _mean_over_loop(one, groups, count, axis_name)
+    steps = count // side_by_side
+    groups = jax.tree.map(lambda x: jnp.reshape(x, (steps, side_by_side, *x.shape[1:])), groups)
+    return _mean_over_loop(several, groups, steps, axis_name)
+
+
+def _mean_over_loop(
+    function: Callable[[Any], chex.ArrayTree],
+    slices: chex.ArrayTree,
+    count: int,
+    axis_name: _axes.AxisName,
+) -> Any:
+    """The mean of a function over the leading axis, in the memory of one call."""
+    if count == 1:
+        return function(jax.tree.map(lambda x: x[0], slices))
+    if jax.default_backend() == "cpu":
+        function = canonical_convolutions(function)
+    first = jax.tree.map(lambda x: x[0], slices)
+    result = jax.eval_shape(function, first)
+    leaves, treedef = jax.tree.flatten(result)
+    floating = [_tree.is_floating(leaf) for leaf in leaves]
+
+    def step(totals, group):
+        outputs = jax.tree.leaves(function(group))
+        chosen = [x for x, keep in zip(outputs, floating, strict=True) if keep]
+        others = [x for x, keep in zip(outputs, floating, strict=True) if not keep]
+        chosen = _axes.to_varying(chosen, axis_name)
+        return [t + x.astype(t.dtype) for t, x in zip(totals, chosen, strict=True)], others
+
+    zeros = [
+        jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+        for leaf, keep in zip(leaves, floating, strict=True)
+        if keep
+    ]
+    totals, others = jax.lax.scan(step, _axes.to_varying(zeros, axis_name), slices)
+    means, copies = iter(totals), iter(others)
+    averaged = [
+        (next(means) / count).astype(leaf.dtype) if keep else next(copies)[0]
+        for leaf, keep in zip(leaves, floating, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, averaged)

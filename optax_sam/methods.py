@@ -1,0 +1,576 @@
+"""The named methods: each is one composition of the three stages.
+
+==================  =======================================  =======================  ==================
+method              perturbation                             evaluation               combination
+==================  =======================================  =======================  ==================
+``sam``             normalized                               full gradient            –
+``asam``            adaptive                                 full gradient            –
+``saner``           normalized                               full gradient            down-weight
+``jsam``            normalized                               Jacobian only            –
+``lsam``            normalized                               logit term only          –
+``ncsam``           normalized → noise compensation → ball   full gradient            –
+``gsam``            normalized                               full gradient            minus orthogonal
+``friendly_sam``    gradient without its average             full gradient            –
+``vasso``           average gradient                         full gradient            –
+``wsam``            normalized                               full gradient            extrapolate
+``looksam``         normalized                               every k steps, reused    –
+``msam``            against the momentum                     one gradient per step    –
+==================  =======================================  =======================  ==================
+
+Every method takes the keyword options of :func:`optax_sam.sharpness_aware`. SANER on top of any of them
+is ``combination=down_weight(0.5)``: a combination given by the user comes behind the method's own.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack
+
+import chex
+import optax
+
+from optax_sam._axes import AxisName
+from optax_sam._hyperparameters import check_integer, check_number
+from optax_sam._masks import Mask
+from optax_sam.combinations import (
+    down_weight,
+    extrapolate,
+    reuse_orthogonal,
+    subtract_orthogonal,
+)
+from optax_sam.evaluations import jacobian_only, logit_only
+from optax_sam.perturbations import (
+    adaptive,
+    add_noise_compensation,
+    average_gradients,
+    noise_compensation_schedule,
+    normalized,
+    project_to_ball,
+    subtract_average_gradient,
+)
+from optax_sam.sharpness_aware import sharpness_aware
+
+
+class Options(TypedDict, total=False):
+    """The keyword options that every named method forwards to the engine."""
+
+    combination: optax.GradientTransformation | None
+    mask: Mask | Callable[[chex.ArrayTree], Mask] | None
+    axis_name: AxisName
+    has_aux: bool
+    ascent_steps: int | None
+    ascent_fraction: float | None
+    group_size: int | None
+    microbatch_size: int | None
+    every_k: int | None
+    start_step: int | None
+    stop_step: int | None
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _with_engine_options(method: Callable[P, R]) -> Callable[P, R]:
+    """Spells the engine's options out in the signature of a method.
+
+    ``optax.inject_hyperparams`` binds arguments by signature and cannot forward a ``**options``;
+    editors and ``help`` show the real keywords too. The list exists once, in the engine.
+    """
+    own = inspect.signature(method).parameters
+    engine = inspect.signature(sharpness_aware).parameters
+    spelled = [p for p in own.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    spelled += [engine[name] for name in Options.__annotations__ if name not in own]
+    method.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        sorted(spelled, key=lambda parameter: parameter.kind)
+    )
+    return method
+
+
+@_with_engine_options
+def sam(
+    rho: optax.ScalarOrSchedule = 0.05, **options: Unpack[Options]
+) -> optax.GradientTransformationExtraArgs:
+    r"""Sharpness-aware minimization.
+
+    .. math:: \epsilon = \rho \frac{g}{\lVert g \rVert}, \qquad d = \nabla L(w + \epsilon)
+
+    Args:
+      rho: the radius ρ ≥ 0; a number or a schedule of the step. ρ = 0 is the base optimizer.
+      **options: see :func:`optax_sam.sharpness_aware`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
+
+    Raises:
+      ValueError: if ``rho`` is a negative number.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, optax_sam
+      >>> tx = optax.chain(optax_sam.sam(rho=0.5), optax.sgd(0.1))
+      >>> loss_fn = lambda w: jnp.sum(w**2)
+      >>> w = jnp.array([3.0, 4.0])
+      >>> updates, _ = tx.update(jax.grad(loss_fn)(w), tx.init(w), w, loss_fn=loss_fn)
+      >>> [round(float(x), 4) for x in updates]
+      [-0.66, -0.88]
+
+    References:
+      Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021,
+      arXiv 2010.01412, equations (2) and (3); code google-research/sam.
+    """
+    return sharpness_aware(normalized(rho), **options)
+
+
+@_with_engine_options
+def asam(
+    rho: optax.ScalarOrSchedule = 0.5,
+    eta: float = 0.01,
+    scale_mask: Mask | Callable[[chex.ArrayTree], Mask] | None = None,
+    **options: Unpack[Options],
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adaptive SAM: the neighborhood is measured in units of the weights.
+
+    .. math::
+       \epsilon = \rho \frac{t^2 g}{\lVert t g \rVert}, \quad t = |w| + \eta, \qquad
+       d = \nabla L(w + \epsilon)
+
+    Args:
+      rho: the relative radius ρ ≥ 0, about 10 times SAM's; a number or a schedule of the step.
+      eta: η ≥ 0, keeps zero weights movable.
+      scale_mask: where False, t = 1; see :func:`optax_sam.adaptive`. The authors scale weights only,
+        not biases.
+      **options: see :func:`optax_sam.sharpness_aware`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
+
+    Raises:
+      ValueError: if ``rho`` or ``eta`` is a negative number.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> is_kernel = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+      >>> tx = optax.chain(optax_sam.asam(rho=0.5, scale_mask=is_kernel), optax.sgd(0.1))
+
+    References:
+      Kwon et al., ASAM, ICML 2021, arXiv 2102.11600, equation (6); code SamsungLabs/ASAM.
+    """
+    return sharpness_aware(adaptive(rho, eta, scale_mask), **options)
+
+
+@_with_engine_options
+def saner(
+    rho: optax.ScalarOrSchedule = 0.1,
+    alpha: optax.ScalarOrSchedule = 0.5,
+    ratio_epsilon: float | None = None,
+    **options: Unpack[Options],
+) -> optax.GradientTransformationExtraArgs:
+    r"""SANER: SAM that magnifies its down-weighting of noisy gradients.
+
+    .. math::
+       \epsilon = \rho \frac{g}{\lVert g \rVert}, \quad g' = \nabla L(w + \epsilon), \qquad
+       d = (1 - \alpha \, \mathbb{1}[0 < g'/g < 1]) \, g'
+
+    SANER on top of another method is that method with ``combination=down_weight(alpha)``.
+
+    Args:
+      rho: the radius ρ ≥ 0; a number or a schedule. ρ = 0 is the base optimizer.
+      alpha: the paper's strength, 0 ≤ α ≤ 1; a number or a schedule, such as
+        :func:`optax_sam.linear_warmup_alpha`. α = 0 is SAM. The authors' *code* calls 1 − α alpha.
+      ratio_epsilon: ``1e-8`` for the authors' code; see :func:`optax_sam.down_weight`.
+      **options: see :func:`optax_sam.sharpness_aware`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``. The
+      state's metrics include the share of down-weighted coordinates.
+
+    Raises:
+      ValueError: if ``rho`` is negative or ``alpha`` outside [0, 1].
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(
+      ...     optax_sam.saner(rho=0.1, alpha=0.5),
+      ...     optax.add_decayed_weights(5e-4),
+      ...     optax.sgd(0.1, momentum=0.9))
+
+    References:
+      Luong et al., Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting,
+      AISTATS 2026, arXiv 2411.17132, equation (6).
+    """
+    return _combined(down_weight(alpha, ratio_epsilon), normalized(rho), options)
+
+
+@_with_engine_options
+def jsam(
+    rho: optax.ScalarOrSchedule = 0.05, **options: Unpack[Options]
+) -> optax.GradientTransformationExtraArgs:
+    r"""J-SAM: only the network's Jacobian is perturbed.
+
+    .. math::
+       \epsilon = \rho \frac{g}{\lVert g \rVert}, \qquad
+       d = \frac{1}{B} \sum_i J(w + \epsilon, x_i)^\top \, \partial_z \ell(f(w, x_i), y_i)
+
+    It keeps nearly all of SAM's robustness to label noise. No Jacobian is formed: it is one
+    vector-Jacobian product. In a linear model it is the base optimizer. ε is that of the batch; the
+    paper's form, with one per example, is ``group_size=1``.
+
+    Args:
+      rho: the radius ρ ≥ 0; a number or a schedule. ρ = 0 is the base optimizer.
+      **options: see :func:`optax_sam.sharpness_aware`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and an
+      :class:`optax_sam.Objective` as ``loss_fn``, and takes ``logits``.
+
+    Raises:
+      ValueError: if ``rho`` is a negative number.
+      TypeError: from ``update``, if ``loss_fn`` is not an ``Objective``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, optax_sam
+      >>> tx = optax.chain(optax_sam.jsam(rho=0.05), optax.sgd(0.1))
+      >>> objective = optax_sam.Objective(lambda w, x: x @ w, jnp.eye(2), jnp.array([0, 1]))
+      >>> w = jnp.zeros((2, 2))
+      >>> updates, _ = tx.update(jax.grad(objective)(w), tx.init(w), w, loss_fn=objective)
+
+    References:
+      Baek, Kolter, Raghunathan, Why is SAM Robust to Label Noise?, ICLR 2024, arXiv 2405.03676,
+      equation (4.2). The authors published no code.
+    """
+    return sharpness_aware(normalized(rho), evaluation=jacobian_only, **options)
+
+
+@_with_engine_options
+def lsam(
+    rho: optax.ScalarOrSchedule = 0.05, **options: Unpack[Options]
+) -> optax.GradientTransformationExtraArgs:
+    r"""L-SAM: only the logit term is perturbed.
+
+    .. math::
+       \epsilon = \rho \frac{g}{\lVert g \rVert}, \qquad
+       d = \frac{1}{B} \sum_i J(w, x_i)^\top \, \partial_z \ell(f(w + \epsilon, x_i), y_i)
+
+    The control experiment to :func:`jsam`: nearly none of SAM's robustness to label noise is left.
+    In a linear model it is SAM.
+
+    Args:
+      rho: the radius ρ ≥ 0; a number or a schedule. ρ = 0 is the base optimizer.
+      **options: see :func:`optax_sam.sharpness_aware`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and an
+      :class:`optax_sam.Objective` as ``loss_fn``.
+
+    Raises:
+      ValueError: if ``rho`` is a negative number.
+      TypeError: from ``update``, if ``loss_fn`` is not an ``Objective``.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.lsam(rho=0.05), optax.sgd(0.1))
+
+    References:
+      Baek, Kolter, Raghunathan, Why is SAM Robust to Label Noise?, ICLR 2024, arXiv 2405.03676,
+      equation (4.1). The authors published no code.
+    """
+    return sharpness_aware(normalized(rho), evaluation=logit_only, **options)
+
+
+@_with_engine_options
+def ncsam(
+    rho: optax.ScalarOrSchedule = 0.05,
+    kappa: float = 0.1,
+    total_steps: int | None = None,
+    flip_ratio: float = 0.2,
+    *,
+    seed: int = 0,
+    deterministic: bool = False,
+    projection: bool = True,
+    warmup_steps: int | None = None,
+    warmup: Literal["sgd", "sam"] = "sgd",
+    **options: Unpack[Options],
+) -> optax.GradientTransformationExtraArgs:
+    r"""NCSAM: SAM whose perturbation is compensated for the effect of label noise.
+
+    .. math::
+       \epsilon = \mathrm{Proj}_{\lVert \cdot \rVert \le \rho}
+       \Big( \rho \frac{g}{\lVert g \rVert} + s(t) \, g^* \Big), \qquad d = \nabla L(w + \epsilon)
+
+    :math:`g^*` is the gradient of some examples of the batch with flipped labels; see
+    :func:`optax_sam.add_noise_compensation`.
+
+    Args:
+      rho: the radius ρ ≥ 0; a number or a schedule of the step.
+      kappa: κ ≥ 0, the final strength of the compensation; 0.03 to 0.4 in the paper. κ = 0 is SAM.
+      total_steps: steps of the whole training, warm-up included, for the schedule s(t) (see
+        :func:`optax_sam.noise_compensation_schedule`); None compensates with κ from the start.
+      flip_ratio: r, 0 < r ≤ 1, the share of examples with flipped labels: near the noise rate up to
+        40 %, lower above. The step costs about 2 + r times an SGD step.
+      seed: the same seed gives the same flips.
+      deterministic: flip the examples with the smallest logit gaps instead of drawing them.
+      projection: project to the ρ-ball as in the paper; False as in the authors' released code.
+      warmup_steps: steps before the compensation begins, if any; the paper takes 50 of 200 epochs.
+      warmup: what those steps are, ``"sgd"`` (no second gradient) or ``"sam"``.
+      **options: see :func:`optax_sam.sharpness_aware`; ``start_step`` is ``warmup_steps`` here.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and an
+      :class:`optax_sam.Objective` with integer labels as ``loss_fn``, and takes ``logits``.
+
+    Raises:
+      ValueError: if a number is out of range.
+      TypeError: from ``update``, if ``loss_fn`` is not an ``Objective``.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(
+      ...     optax_sam.ncsam(rho=0.05, kappa=0.1, total_steps=1000, flip_ratio=0.4),
+      ...     optax.sgd(0.05, momentum=0.9))
+
+    References:
+      Xu, Deng, Pang, NCSAM: Noise-Compensated Sharpness-Aware Minimization for Noisy Label Learning,
+      arXiv 2601.19947v3, equations (10) to (18).
+    """
+    warmup_steps = 0 if warmup_steps is None else warmup_steps
+    check_integer("warmup_steps", warmup_steps, minimum=0)
+    if warmup not in ("sgd", "sam"):
+        raise ValueError(f"warmup must be 'sgd' or 'sam', got {warmup!r}.")
+    skipped = warmup_steps if warmup == "sgd" else 0
+    if options.setdefault("start_step", skipped or None) != (skipped or None):
+        raise ValueError("ncsam takes warmup_steps in place of start_step.")
+    strength: optax.ScalarOrSchedule = kappa
+    if total_steps is not None:
+        progress = noise_compensation_schedule(kappa, total_steps)
+        strength = lambda step: progress(step + skipped)  # noqa: E731 - it has not seen those steps
+    compensation = add_noise_compensation(
+        strength,
+        flip_ratio,
+        seed=seed,
+        deterministic=deterministic,
+        start_step=warmup_steps - skipped,
+    )
+    stages = [normalized(rho), compensation, *([project_to_ball(rho)] if projection else [])]
+    return sharpness_aware(optax.chain(*stages), **options)
+
+
+@_with_engine_options
+def gsam(
+    rho: optax.ScalarOrSchedule = 0.05,
+    alpha: optax.ScalarOrSchedule = 0.1,
+    **options: Unpack[Options],
+) -> optax.GradientTransformationExtraArgs:
+    r"""GSAM: surrogate gap guided SAM.
+
+    .. math:: d = g' - \alpha \, g_\perp, \qquad g' = \nabla L(w + \rho g / \lVert g \rVert)
+
+    :math:`g_\perp` is the part of g orthogonal to g'. The paper ties ρ to the learning rate's
+    schedule; pass such a schedule as ``rho``.
+
+    Args:
+      rho: the radius ρ ≥ 0; a number or a schedule of the step.
+      alpha: weight α of the orthogonal part; a number or a schedule. α = 0 is SAM.
+      **options: see :func:`optax_sam.sharpness_aware`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
+
+    Raises:
+      ValueError: if ``rho`` is a negative number.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.gsam(rho=0.05, alpha=0.1), optax.sgd(0.1))
+
+    References:
+      Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, ICLR 2022, arXiv
+      2203.08065; code juntang-zhuang/GSAM.
+    """
+    return _combined(subtract_orthogonal(alpha), normalized(rho), options)
+
+
+@_with_engine_options
+def friendly_sam(
+    rho: optax.ScalarOrSchedule = 0.05,
+    sigma: float = 1.0,
+    decay: float = 0.9,
+    **options: Unpack[Options],
+) -> optax.GradientTransformationExtraArgs:
+    r"""Friendly-SAM: climbs along the batch's own part of the gradient.
+
+    .. math:: \epsilon = \rho \frac{g - \sigma m}{\lVert g - \sigma m \rVert}, \qquad
+       d = \nabla L(w + \epsilon), \qquad m \leftarrow \lambda m + (1 - \lambda) g
+
+    Args:
+      rho: the radius ρ ≥ 0; a number or a schedule of the step.
+      sigma: how much σ of the average m is subtracted. σ = 0 is SAM.
+      decay: λ, 0 ≤ λ ≤ 1; 0.6 in the authors' run script.
+      **options: see :func:`optax_sam.sharpness_aware`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
+
+    Raises:
+      ValueError: if ``rho`` is a negative number or ``decay`` outside [0, 1].
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.friendly_sam(rho=0.05), optax.sgd(0.1))
+
+    References:
+      Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024, arXiv 2403.12350; code
+      nblt/F-SAM. See :func:`optax_sam.subtract_average_gradient`.
+    """
+    ascent = optax.chain(subtract_average_gradient(sigma, decay), normalized(rho))
+    return sharpness_aware(ascent, **options)
+
+
+@_with_engine_options
+def vasso(
+    rho: optax.ScalarOrSchedule = 0.05, theta: float = 0.2, **options: Unpack[Options]
+) -> optax.GradientTransformationExtraArgs:
+    r"""VaSSO: climbs along an average gradient, to suppress the variance of the ascent.
+
+    .. math:: m \leftarrow (1 - \theta) m + \theta g, \qquad
+       \epsilon = \rho \frac{m}{\lVert m \rVert}, \qquad d = \nabla L(w + \epsilon)
+
+    Args:
+      rho: the radius ρ ≥ 0; a number or a schedule of the step.
+      theta: weight θ of the current gradient, 0 < θ ≤ 1. θ = 1 is SAM.
+      **options: see :func:`optax_sam.sharpness_aware`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
+
+    Raises:
+      ValueError: if ``rho`` is a negative number or ``theta`` outside [0, 1].
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.vasso(rho=0.05, theta=0.2), optax.sgd(0.1))
+
+    References:
+      Li and Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression, NeurIPS
+      2023, arXiv 2309.15639; code BingcongLi/VaSSO.
+    """
+    return sharpness_aware(optax.chain(average_gradients(theta), normalized(rho)), **options)
+
+
+@_with_engine_options
+def wsam(
+    rho: optax.ScalarOrSchedule = 0.05,
+    gamma: optax.ScalarOrSchedule = 0.9,
+    **options: Unpack[Options],
+) -> optax.GradientTransformationExtraArgs:
+    r"""WSAM: sharpness as a regularization term with a weight of its own.
+
+    .. math:: d = g + \frac{\gamma}{1 - \gamma} (g' - g), \qquad
+       g' = \nabla L(w + \rho g / \lVert g \rVert)
+
+    Args:
+      rho: the radius ρ ≥ 0; a number or a schedule of the step.
+      gamma: 0 ≤ γ < 1; a number or a schedule. γ = 0 is the base optimizer, γ = ½ is SAM.
+      **options: see :func:`optax_sam.sharpness_aware`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
+
+    Raises:
+      ValueError: if ``rho`` is a negative number or ``gamma`` outside [0, 1).
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.wsam(rho=0.05, gamma=0.9), optax.sgd(0.1))
+
+    References:
+      Yue et al., Sharpness-Aware Minimization Revisited, KDD 2023, arXiv 2305.15817; the coupled form.
+    """
+    return _combined(extrapolate(gamma), normalized(rho), options)
+
+
+@_with_engine_options
+def looksam(  # type: ignore[misc]  # every_k has a default of its own here
+    rho: optax.ScalarOrSchedule = 0.05,
+    every_k: int = 5,
+    alpha: optax.ScalarOrSchedule = 0.7,
+    norm_epsilon: float = 0.0,
+    **options: Unpack[Options],
+) -> optax.GradientTransformationExtraArgs:
+    r"""LookSAM: a second gradient every k steps, whose part orthogonal to g is reused in between.
+
+    .. math:: d = \nabla L(w + \rho g / \lVert g \rVert) \;\text{ every } k \text{ steps, else }\;
+       d = g + \alpha \frac{\lVert g \rVert}{\lVert v \rVert} v
+
+    The second gradient is really skipped: a step costs 1 + 1/k times an SGD step on average.
+
+    Args:
+      rho: the radius ρ ≥ 0; a number or a schedule of the steps with a second gradient.
+      every_k: k ≥ 1. k = 1 is SAM.
+      alpha: α ≥ 0, length of the reused part relative to g; a number or a schedule.
+      norm_epsilon: added to ‖v‖; see :func:`optax_sam.reuse_orthogonal`.
+      **options: see :func:`optax_sam.sharpness_aware`. A ``combination`` acts on every step.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
+
+    Raises:
+      ValueError: if ``rho`` or ``alpha`` is a negative number or ``every_k`` is below 1.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.looksam(rho=0.05, every_k=5), optax.sgd(0.1))
+
+    References:
+      Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization, CVPR 2022, arXiv
+      2203.02714, algorithm 1, with global norms.
+    """
+    reuse = reuse_orthogonal(alpha, norm_epsilon)
+    return sharpness_aware(normalized(rho), reuse=reuse, every_k=every_k, **options)
+
+
+@_with_engine_options
+def msam(
+    rho: optax.ScalarOrSchedule = 3.0, momentum: float = 0.9, **options: Unpack[Options]
+) -> optax.GradientTransformationExtraArgs:
+    r"""Momentum-SAM: perturbs along the momentum step, at one gradient per step.
+
+    .. math:: \epsilon = -\rho \frac{v}{\lVert v \rVert}, \qquad d = \nabla L(w + \epsilon), \qquad
+       v \leftarrow \mu v + d
+
+    The clean gradient is not used: under ``jit`` its backward pass is removed, and the loss that you
+    report costs a forward pass, or nothing if you report the metric ``perturbed_loss``. Use the same
+    momentum in the optimizer behind it. Weight decay behind it does not enter v.
+
+    Args:
+      rho: the radius ρ ≥ 0; a number or a schedule of the step. The authors take 3 on CIFAR.
+      momentum: μ, 0 ≤ μ < 1.
+      **options: see :func:`optax_sam.sharpness_aware`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
+
+    Raises:
+      ValueError: if ``rho`` is a negative number or ``momentum`` outside [0, 1).
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.msam(rho=3.0, momentum=0.9), optax.sgd(0.1, momentum=0.9))
+
+    References:
+      Becker, Altrock, Risse, Momentum-SAM: Sharpness Aware Minimization without Computational
+      Overhead, 2024, arXiv 2401.12033; the sign is that of the authors' code.
+    """
+    check_number("momentum", momentum, minimum=0, maximum=1, exclusive_maximum=True)
+    ascent = optax.chain(optax.trace(momentum), normalized(rho), optax.scale(-1.0))
+    return sharpness_aware(ascent, climb="previous", **options)
+
+
+def _combined(
+    own: optax.GradientTransformation,
+    perturbation: optax.GradientTransformation,
+    options: Options,
+) -> optax.GradientTransformationExtraArgs:
+    """A method with a combination of its own; the one that the user gives comes behind it."""
+    given = options.get("combination")
+    combination = own if given is None else optax.chain(own, given)
+    rest: Any = {name: value for name, value in options.items() if name != "combination"}
+    return sharpness_aware(perturbation, combination=combination, **rest)

@@ -1,0 +1,56 @@
+"""The J-SAM paper's cheap alternative: penalties in place of a perturbation."""
+
+import jax
+import jax.numpy as jnp
+
+from optax_sam._hyperparameters import check_number
+
+
+def last_layer_penalty(
+    activations: jax.Array,
+    kernel: jax.Array,
+    *,
+    activation_coefficient: float,
+    weight_coefficient: float,
+) -> jax.Array:
+    r"""An L2 penalty on the last hidden activations and the last layer's weights.
+
+    .. math:: \frac{\gamma_z}{B} \sum_i \lVert z_i \rVert^2 + \gamma_v \lVert v \rVert^2
+
+    In a two-layer linear network J-SAM pulls on exactly these two norms. Added to the loss of plain
+    SGD, the penalty keeps much of J-SAM's robustness to wrong labels at the cost of SGD.
+    :func:`optax_sam.linen.capture_layer_input` and :func:`optax_sam.nnx.capture_layer_input` get the
+    activations out of any Flax model.
+
+    Args:
+      activations: z, the input of the last layer, shape ``(B, ...)``.
+      kernel: v, the last layer's weights, any shape.
+      activation_coefficient: :math:`\gamma_z \ge 0`, per squared unit of the activations.
+      weight_coefficient: :math:`\gamma_v \ge 0`, per squared unit of the weights.
+
+    Returns:
+      The penalty, a scalar in at least float32.
+
+    Raises:
+      ValueError: if a coefficient is a negative number.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> z, v = jnp.array([[3.0, 4.0], [0.0, 0.0]]), jnp.ones((2, 3))
+      >>> float(optax_sam.last_layer_penalty(
+      ...     z, v, activation_coefficient=0.5, weight_coefficient=1.0))
+      12.25
+
+    References:
+      Baek, Kolter, Raghunathan, Why is SAM Robust to Label Noise?, ICLR 2024, arXiv 2405.03676,
+      section 4.3. The authors published no code.
+    """
+    check_number("activation_coefficient", activation_coefficient, minimum=0)
+    check_number("weight_coefficient", weight_coefficient, minimum=0)
+
+    def sum_of_squares(array):
+        wide = array.astype(jnp.promote_types(array.dtype, jnp.float32))
+        return jnp.sum(jnp.square(wide))
+
+    mean_square = sum_of_squares(activations) / activations.shape[0]
+    return activation_coefficient * mean_square + weight_coefficient * sum_of_squares(kernel)

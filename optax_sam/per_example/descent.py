@@ -1,0 +1,172 @@
+r"""The second pass: the gradient of a chunk of examples, each at its own :math:`w + \epsilon_i`."""
+
+from typing import Any, Literal, get_args
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from optax_sam import _tree
+from optax_sam.per_example import plan as plans
+from optax_sam.per_example.ascent import Ascent
+from optax_sam.per_example.plan import Plan
+from optax_sam.per_example.sites import MatrixSite, Site, site_of
+from optax_sam.per_example.trace import Trace
+from optax_sam.per_example.walk import ParameterValue, resolve_all, walk
+
+Evaluation = Literal["full", "jacobian_only", "logit_only"]
+EVALUATIONS = get_args(Evaluation)
+
+
+def descend(
+    trace: Trace,
+    plan: Plan,
+    ascent: Ascent,
+    scales: jax.Array,
+    leaves: list[jax.Array],
+    examples: Any,
+    evaluation: Evaluation,
+) -> tuple[jax.Array, list[jax.Array]]:
+    """The loss at the examples' own w + ε_i and the gradients to descend along.
+
+    Both are the chunk's share of the mean over the whole batch.
+
+    Args:
+      trace: the traced network.
+      plan: the plan of every leaf.
+      ascent: what the first pass found.
+      scales: ρ / ‖g_i‖, one per example.
+      leaves: the parameter leaves w.
+      examples: the chunk, leading axis the examples.
+      evaluation: which factors of the gradient are perturbed.
+    """
+    batch_size = trace.objective.batch_size
+    floating = [_tree.is_floating(leaf) for leaf in leaves]
+
+    def with_constants(free):
+        free = iter(free)
+        return [next(free) if f else leaf for f, leaf in zip(floating, leaves, strict=True)]
+
+    def perturbed(free):
+        return perturbed_logits(trace, plan, ascent, scales, with_constants(free), examples)
+
+    def clean(free):
+        return clean_logits(trace, with_constants(free), examples)
+
+    def total_loss(logits):
+        return jnp.sum(jax.vmap(trace.loss)(logits, examples)) / batch_size
+
+    def logit_terms(logits):
+        terms = jax.vmap(trace.logit_term)(logits, examples)
+        return jax.tree.map(lambda term: term / batch_size, terms)
+
+    free = [leaf for f, leaf in zip(floating, leaves, strict=True) if f]
+    if evaluation == "full":
+        loss, gradients = jax.value_and_grad(lambda free: total_loss(perturbed(free)))(free)
+    elif evaluation == "jacobian_only":
+        logits, pull_back = jax.vjp(perturbed, free)
+        loss = total_loss(logits)
+        (gradients,) = pull_back(logit_terms(trace.logits(ascent.logits)))
+    else:
+        logits = perturbed(free)
+        loss = total_loss(logits)
+        _, pull_back = jax.vjp(clean, free)
+        (gradients,) = pull_back(logit_terms(logits))
+    gradients = iter(gradients)
+    zeros = map(jnp.zeros_like, leaves)
+    return loss, [next(gradients) if f else zero for f, zero in zip(floating, zeros, strict=True)]
+
+
+class _Perturber:
+    """Applies weights that differ from example to example.
+
+    Attributes:
+      factored: for leaves planned with Gram matrices ``(site, captured, cotangent, scale)``.
+    """
+
+    enters_loops = True
+
+    def __init__(self, factored: dict[int, tuple[MatrixSite, jax.Array, jax.Array, jax.Array]]):
+        self.factored = factored
+        self.captured: dict[int, jax.Array] = {}
+
+    def branch(self):
+        return _Perturber(self.factored)
+
+    def at_site(self, equation, position, inputs, parameter):
+        if parameter.perturbed is not None:
+            site = site_of(equation, position)
+            return _own_weights(site, inputs, parameter.clean, parameter.perturbed)
+        site, captured, cotangent, scale = self.factored[parameter.leaf]
+        output = site.apply(inputs, parameter.clean)
+        change = site.apply_gradient(inputs, captured, cotangent)
+        return output + (scale * change).astype(output.dtype)
+
+    def resolve(self, parameter, reason):
+        return parameter.value
+
+
+def _own_weights(site: Site, inputs, clean, perturbed) -> jax.Array:
+    """``op(x, w + ε_i)``, with the derivative in w taken as that of ``op(x, w)``.
+
+    The two derivatives are equal, since the operation is linear in the weights; but w is the same for
+    all examples, so the second one is summed over the group as it is computed. Differentiating
+    through w + ε_i would form a second gradient for every example first.
+    """
+
+    @jax.custom_jvp
+    def product(inputs, clean, perturbed):
+        del clean
+        return site.apply_own(inputs, perturbed)
+
+    def derivative(primals, tangents):
+        inputs, clean, perturbed = primals
+        inputs_tangent, clean_tangent, _ = tangents
+        # The data itself, and the indices of an embedding, have no tangent.
+        terms = []
+        if not isinstance(inputs_tangent, SymbolicZero):
+            terms.append(site.apply_own(inputs_tangent, perturbed))
+        if not isinstance(clean_tangent, SymbolicZero):
+            terms.append(site.apply(inputs, clean_tangent))
+        outputs = product(inputs, clean, perturbed)
+        return outputs, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(outputs)
+
+    product.defjvp(derivative, symbolic_zeros=True)
+    return product(inputs, clean, jax.lax.stop_gradient(perturbed))
+
+
+def perturbed_logits(
+    trace: Trace, plan: Plan, ascent: Ascent, scales: jax.Array, leaves: list[jax.Array], examples
+) -> chex.ArrayTree:
+    """The logits of every example at its own w + ε_i; differentiable in ``leaves``, which is w."""
+
+    def one(leaves, scale, captured, cotangents, gradients, example):
+        factored: dict[int, tuple[MatrixSite, jax.Array, jax.Array, jax.Array]] = {}
+        arguments = []
+        for index, (leaf, array) in enumerate(zip(plan.leaves, leaves, strict=True)):
+            if leaf.method == plans.GRAM:
+                factored[index] = (leaf.site, captured[index], cotangents[index], scale)
+                array = ParameterValue(array, leaf=index)
+            elif leaf.is_perturbed:
+                perturbed = array + (scale * gradients[index]).astype(array.dtype)
+                # Without following it, the program has to take the sum as it is.
+                array = perturbed if plan.failure else ParameterValue(array, perturbed, leaf=index)
+            arguments.append(array)
+        visitor = _Perturber(factored)
+        logits = walk(trace.jaxpr, [*arguments, *jax.tree.leaves(example)], visitor)
+        return resolve_all(logits, visitor, "is itself a logit")
+
+    kept = (ascent.captured, ascent.cotangents, ascent.gradients)
+    logits = jax.vmap(one, (None, 0, 0, 0, 0, 0))(leaves, scales, *kept, examples)
+    return trace.logits(logits)
+
+
+def clean_logits(trace: Trace, leaves: list[jax.Array], examples) -> chex.ArrayTree:
+    """The logits of every example at w."""
+
+    def one(leaves, example):
+        return walk(trace.jaxpr, [*leaves, *jax.tree.leaves(example)], _Perturber({}))
+
+    logits = jax.vmap(one, (None, 0))(leaves, examples)
+    return trace.logits(logits)

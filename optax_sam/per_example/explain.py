@@ -1,0 +1,107 @@
+"""The plan of a network, for reading."""
+
+import chex
+import jax
+
+from optax_sam import _masks
+from optax_sam.objectives import Objective, require_objective
+from optax_sam.per_example import plan as plans
+from optax_sam.per_example.independence import check_independence
+from optax_sam.per_example.plan import LeafPlan, Plan, make_plan
+from optax_sam.per_example.trace import trace
+
+_HEADER = ("parameter", "shape", "meets the data in", "method", "cost / SGD", "copies", "reason")
+
+
+def explain(
+    objective: Objective, params: chex.ArrayTree, *, mask: _masks.Mask | None = None
+) -> str:
+    """Says how :func:`per_example_gradient` will treat every parameter, and why.
+
+    Columns: the operation in which the leaf meets the data, with its positions T per example, inputs
+    K and outputs O; how its perturbation is computed; multiplications of both passes in this
+    operation as a multiple of those of an SGD step (SAM: 2.0); how many numbers are kept per example
+    of a chunk because of this leaf; and why a leaf has no fast form. The methods:
+
+    * ``Gram matrices``: from T × T inner products; no copy of the weights.
+    * ``kernel per example``: a gradient and perturbed weights for each example of a chunk.
+    * ``gradient per example``: ordinary differentiation of each example. Exact for everything; cheap
+      for small leaves such as biases and scales.
+
+    Args:
+      objective: the supervised loss.
+      params: pytree of parameters.
+      mask: as in :func:`per_example_gradient`.
+
+    Returns:
+      A table to print.
+
+    Raises:
+      ValueError: if the network mixes the examples of the batch.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> from optax_sam.per_example import explain
+      >>> objective = optax_sam.Objective(
+      ...     lambda p, x: x @ p["w"] + p["b"], jnp.ones((4, 30)), jnp.zeros(4, jnp.int32))
+      >>> table = explain(objective, {"w": jnp.ones((30, 20)), "b": jnp.ones(20)})
+      >>> "dense" in table and "Gram matrices" in table
+      True
+    """
+    objective = require_objective(objective, "a perturbation per example")
+    independence = check_independence(objective, params)
+    flags = jax.tree.leaves(_masks.resolve_mask("mask", mask, params))
+    plan = make_plan(trace(objective, params), jax.tree.leaves(params), flags)
+    batch_size = objective.batch_size
+    rows = [_HEADER, *(_row(leaf) for leaf in plan.leaves)]
+    return "\n".join([_table(rows), "", *_summary(plan, batch_size, independence)])
+
+
+def _row(leaf: LeafPlan) -> tuple[str, ...]:
+    site = leaf.site
+    where = f"{site.kind} (T={site.positions}, K={site.inputs}, O={site.outputs})" if site else "-"
+    cost = relative_cost(leaf)
+    return (
+        leaf.path,
+        "×".join(map(str, leaf.shape)) or "scalar",
+        where,
+        leaf.method,
+        "-" if cost is None else f"{cost:.2f}",
+        str(leaf.per_example_size),
+        leaf.reason,
+    )
+
+
+def relative_cost(leaf: LeafPlan) -> float | None:
+    """Multiplications of both passes at the leaf's site, as a multiple of SGD's.
+
+    SGD takes three products of T K O: output, derivative in the input, derivative in the weights. The
+    first pass leaves out the last one, and a Gram form adds three products of T² (K + O); a kernel
+    per example adds one of T K O.
+    """
+    site = leaf.site
+    if site is None or site.kind == "embedding":
+        return None
+    if leaf.method == plans.GRAM:
+        gram = site.positions * (site.inputs + site.outputs) / (site.inputs * site.outputs)
+        return (5 + 3 * gram) / 3
+    return 2.0
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _summary(plan: Plan, batch_size: int, independence: str) -> list[str]:
+    chunk = plan.chunk_size(batch_size)
+    return [
+        f"examples at once: {chunk} of {batch_size}",
+        f"numbers kept in copies of weights: {chunk * plan.per_example_size}",
+        f"independence of the examples: {independence}",
+        *([f"the network cannot be followed: {plan.failure}"] if plan.failure else []),
+    ]

@@ -1,0 +1,161 @@
+"""Whether a network treats the examples of a batch independently of each other.
+
+Tracing a network on a batch of one never fails: BatchNorm silently becomes instance norm. So the
+network is traced on the real batch as well, and the batch axis is followed from the inputs to the
+losses through the shapes of the traced program. Nothing is executed, so parameters and inputs may be
+tracers, and the answer does not depend on their values.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import jax
+
+from optax_sam import _jaxprs
+from optax_sam.objectives import Objective
+from optax_sam.per_example import batch_axis
+from optax_sam.per_example.batch_axis import BatchAxis
+
+_CALLS = {
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "checkpoint",
+    "remat",
+    "remat2",
+    "custom_jvp_call",
+    "custom_vjp_call",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unknown:
+    """A value that depends on the examples in a way that could not be followed."""
+
+    reason: str
+
+
+Place = BatchAxis | _Unknown | None
+
+
+def check_independence(objective: Objective, params: chex.ArrayTree) -> str:
+    """Refuses a network whose loss for one example depends on the others.
+
+    What cannot be followed is let through: an operation without a rule (a custom kernel, a scatter),
+    a loop over the examples. The returned text says so. A loss that is deliberately defined over
+    pairs of examples is refused like BatchNorm.
+
+    Args:
+      objective: the objective, with its full batch.
+      params: the parameters; only their types matter.
+
+    Returns:
+      ``"proved"``, or why it could not be proved.
+
+    Raises:
+      ValueError: with the operation that mixes the examples, its source line, and the remedy.
+    """
+    if objective.batch_size < 2:
+        return "proved"  # there is nothing to mix
+
+    def losses(params, examples):
+        inputs, labels = examples
+        batch = objective.replace(inputs=inputs, labels=labels)
+        return batch.losses_from_logits(batch.logits(params))
+
+    examples = (objective.inputs, objective.labels)
+    jaxpr = _jaxprs.without_dead_code(jax.make_jaxpr(losses)(params, examples))
+    places: list[Place] = [None] * len(jax.tree.leaves(params))
+    places += [BatchAxis(0)] * len(jax.tree.leaves(examples))
+    (place,) = _follow(jaxpr, places)
+    return place.reason if isinstance(place, _Unknown) else "proved"
+
+
+def _follow(jaxpr: Any, places: Sequence[Place]) -> list[Place]:
+    program, _ = _jaxprs.open_and_constants(jaxpr)
+    known: dict[Any, Place] = dict(zip(program.invars, places, strict=True))
+    for equation in program.eqns:
+        # A literal is no key: it does not depend on the examples.
+        inputs = [None if hasattr(atom, "val") else known.get(atom) for atom in equation.invars]
+        known.update(zip(equation.outvars, _outputs(equation, inputs), strict=True))
+    return [None if hasattr(atom, "val") else known.get(atom) for atom in program.outvars]
+
+
+def _outputs(equation, places: Sequence[Any]) -> list[Any]:
+    count = len(equation.outvars)
+    if all(place is None for place in places):
+        return [None] * count
+    unknown = [place for place in places if isinstance(place, _Unknown)]
+    if unknown:
+        return [unknown[0]] * count
+    name = equation.primitive.name
+    try:
+        if name in _CALLS:
+            return _follow(_jaxprs.inner_jaxprs(equation)[0][1], places)
+        if name == "cond":
+            return _follow_branches(equation, places)
+        if name == "scan":
+            return _follow_scan(equation, places)
+        return batch_axis.place(equation, places)
+    except batch_axis.UnknownError as error:
+        return [_Unknown(f"`{name}` at {_jaxprs.source_line(equation)}: {error}")] * count
+    except batch_axis.ExamplesAreMixedError as error:
+        raise ValueError(_refusal(equation, str(error))) from None
+
+
+def _refusal(equation, what: str) -> str:
+    return (
+        f"the examples of the batch are not independent: `{equation.primitive.name}` at "
+        f"{_jaxprs.source_line(equation)} {what}. A perturbation per example needs a loss per "
+        "example, so replace BatchNorm in batch mode by GroupNorm or LayerNorm (or run it with its "
+        "stored statistics), or use groups of several examples. If the examples are independent all "
+        "the same, say so by mapping over them: apply_fn=lambda params, inputs: "
+        "jax.vmap(lambda x: apply(params, x[None])[0])(inputs)."
+    )
+
+
+def _follow_branches(equation, places):
+    predicate, *operands = places
+    if predicate is not None:
+        raise batch_axis.UnknownError("the branch depends on the examples")
+    branches = [_follow(branch, operands) for branch in equation.params["branches"]]
+    return [_join(candidates) for candidates in zip(*branches, strict=True)]
+
+
+def _join(candidates: Sequence[Place]) -> Place:
+    found = {candidate for candidate in candidates if candidate is not None}
+    unknown = [place for place in found if isinstance(place, _Unknown)]
+    if unknown:
+        return unknown[0]
+    if len(found) > 1:
+        return _Unknown("branches leave the examples along different axes")
+    return found.pop() if found else None
+
+
+def _follow_scan(equation, places):
+    """Repeats the body until the carry's batch axes are settled; a loop over examples is unknown."""
+    count, carried = _jaxprs.scan_split(equation)
+    constants, carry = list(places[:count]), list(places[count : count + carried])
+    scanned = [_step_of(place) for place in places[count + carried :]]
+    while True:
+        outputs = _follow(equation.params["jaxpr"], [*constants, *carry, *scanned])
+        joined = [_join(pair) for pair in zip(carry, outputs[:carried], strict=True)]
+        if joined == carry:
+            break
+        carry = joined
+    return [*carry, *map(_stack_of, outputs[carried:])]
+
+
+def _step_of(place: Place) -> Place:
+    if not isinstance(place, BatchAxis):
+        return place
+    if place.axis == 0:
+        raise batch_axis.UnknownError("it loops over the examples")
+    return BatchAxis(place.axis - 1, place.length)
+
+
+def _stack_of(place: Place) -> Place:
+    return BatchAxis(place.axis + 1, place.length) if isinstance(place, BatchAxis) else place

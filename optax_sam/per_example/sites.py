@@ -1,0 +1,241 @@
+r"""Sites: the linear operations in which weights meet data.
+
+At a site :math:`y = \mathrm{op}(x, W)`. Written as matrices it is :math:`Y = A\,W` with the inputs
+:math:`A \in \mathbb{R}^{T \times K}` of one example (T positions: 1 for a dense layer, tokens, pixels
+of the output), and with the cotangent :math:`\Delta \in \mathbb{R}^{T \times O}` of the output the
+weights' gradient is :math:`G = A^\top \Delta`. Two things follow without ever forming G:
+
+.. math::
+   \|G\|^2 = \langle A A^\top, \Delta \Delta^\top \rangle, \qquad
+   X G = (X A^\top) \Delta,
+
+both from :math:`T \times T` matrices of inner products (Gram matrices). They are cheaper than G itself
+when T is small against K and O.
+"""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from optax_sam import _jaxprs
+
+
+class Site:
+    """Any bilinear operation: a batched product, a grouped convolution. G is formed by transposition.
+
+    Attributes:
+      kind: the name shown in a plan.
+      positions: T, number of positions per example.
+      inputs: K, number of inputs of each output.
+      outputs: O, number of outputs.
+      has_gram_form: whether the formulas above hold.
+    """
+
+    kind = "bilinear"
+    has_gram_form = False
+
+    def __init__(self, equation, position: int):
+        self.equation = equation
+        self.position = position
+        self.input_type = equation.invars[1 - position].aval
+        self.weight_type = equation.invars[position].aval
+        self.output_type = equation.outvars[0].aval
+        self.positions, self.inputs, self.outputs = self._sizes()
+
+    def _sizes(self) -> tuple[int, int, int]:
+        return 1, math.prod(self.weight_type.shape), math.prod(self.output_type.shape)
+
+    def apply(self, x: jax.Array, weights: jax.Array) -> jax.Array:
+        """The operation itself, on weights that all examples share."""
+        operands = [x, weights] if self.position == 1 else [weights, x]
+        return _jaxprs.bind(self.equation, operands)[0]
+
+    def apply_own(self, x: jax.Array, weights: jax.Array) -> jax.Array:
+        """The operation in the form that is fast when every example has its own weights."""
+        return self.apply(x, weights)
+
+    def weight_gradient(self, x: jax.Array, cotangent: jax.Array) -> jax.Array:
+        """G, in the shape of the weights."""
+        (gradient,) = jax.linear_transpose(lambda w: self.apply(x, w), self.weight_type)(cotangent)
+        return gradient
+
+
+class MatrixSite(Site):
+    """A site that is one matrix product per example."""
+
+    has_gram_form = True
+
+    def input_matrix(self, x: jax.Array) -> jax.Array:
+        """A, shape (T, K)."""
+        raise NotImplementedError
+
+    def output_matrix(self, y: jax.Array) -> jax.Array:
+        """Y or Δ, shape (T, O)."""
+        raise NotImplementedError
+
+    def from_output_matrix(self, y: jax.Array) -> jax.Array:
+        """The inverse of :meth:`output_matrix`, which is a rearrangement: its transpose."""
+        (output,) = jax.linear_transpose(self.output_matrix, self.output_type)(
+            y.astype(self.output_type.dtype)
+        )
+        return output
+
+    def input_products(self, x: jax.Array, other: jax.Array) -> jax.Array:
+        """The inner products of the positions' inputs, shape (T, T)."""
+        left, right = _wide(self.input_matrix(x)), _wide(self.input_matrix(other))
+        if self.positions == 1:
+            # Per example a number: a batch of 1 × 1 matrix products is twice as slow.
+            return jnp.sum(left * right, keepdims=True)
+        return left @ right.T
+
+    def squared_norm(self, x: jax.Array, cotangent: jax.Array) -> jax.Array:
+        """‖G‖² from Gram matrices."""
+        delta = _wide(self.output_matrix(cotangent))
+        if self.positions == 1:
+            return jnp.sum(self.input_products(x, x)) * jnp.sum(jnp.square(delta))
+        # Rounding may leave a tiny negative number where the gradient vanishes.
+        return jnp.maximum(jnp.sum(self.input_products(x, x) * (delta @ delta.T)), 0)
+
+    def apply_gradient(self, x: jax.Array, captured: jax.Array, cotangent: jax.Array) -> jax.Array:
+        """op(x, G) for the G of the captured inputs and cotangent, without forming G."""
+        products = self.input_products(x, captured)
+        delta = _wide(self.output_matrix(cotangent))
+        return self.from_output_matrix(
+            products * delta if self.positions == 1 else products @ delta
+        )
+
+
+class Dense(MatrixSite):
+    """``dot_general`` without batch axes on either side."""
+
+    kind = "dense"
+
+    def _sizes(self):
+        contracting = self.equation.params["dimension_numbers"][0][1 - self.position]
+        inputs = math.prod(self.input_type.shape[axis] for axis in contracting)
+        positions = math.prod(self.input_type.shape) // inputs
+        return positions, inputs, math.prod(self.output_type.shape) // positions
+
+    def input_matrix(self, x):
+        contracting = self.equation.params["dimension_numbers"][0][1 - self.position]
+        free = [axis for axis in range(x.ndim) if axis not in contracting]
+        return x.transpose(*free, *contracting).reshape(self.positions, self.inputs)
+
+    def output_matrix(self, y):
+        if self.position == 1:  # axes of the data first, then those of the weights
+            return y.reshape(self.positions, self.outputs)
+        return y.reshape(self.outputs, self.positions).T
+
+
+class Embedding(MatrixSite):
+    """Rows of a table: the inputs are one-hot vectors, so their products say who equals whom."""
+
+    kind = "embedding"
+
+    def _sizes(self):
+        positions = math.prod(self.input_type.shape[:-1])
+        return positions, self.weight_type.shape[0], math.prod(self.weight_type.shape[1:])
+
+    def output_matrix(self, y):
+        offsets = self.equation.params["dimension_numbers"].offset_dims
+        rows = [axis for axis in range(y.ndim) if axis not in offsets]
+        return y.transpose(*rows, *offsets).reshape(self.positions, self.outputs)
+
+    def input_products(self, x, other):
+        left, right = x.reshape(self.positions), other.reshape(self.positions)
+        rows = self.weight_type.shape[0]
+        if self.equation.params["mode"] == lax.GatherScatterMode.CLIP:
+            left, right = jnp.clip(left, 0, rows - 1), jnp.clip(right, 0, rows - 1)
+        inside = (left >= 0) & (left < rows)  # an index outside the table has no gradient
+        same = (left[:, None] == right[None, :]) & inside[:, None]
+        return _wide(same.astype(self.output_type.dtype))
+
+
+class Convolution(MatrixSite):
+    """A convolution without feature or batch groups, as a product with the matrix of its patches.
+
+    A convolution with a kernel per example is a grouped convolution, 2.5 times slower on CPUs than
+    the batched matrix product it amounts to.
+    """
+
+    kind = "convolution"
+
+    def _sizes(self):
+        numbers = self.equation.params["dimension_numbers"]
+        inputs = math.prod(self.weight_type.shape) // self.weight_type.shape[numbers.rhs_spec[0]]
+        outputs = self.output_type.shape[numbers.out_spec[1]]
+        return math.prod(self.output_type.shape) // outputs, inputs, outputs
+
+    def input_matrix(self, x):
+        """The patches (im2col), cut out by slices: XLA's own patches are a convolution again."""
+        parameters, numbers = self.equation.params, self.equation.params["dimension_numbers"]
+        batch, channels, *spatial = numbers.lhs_spec
+        x = x.transpose(batch, *spatial, channels)
+        holes = [dilation - 1 for dilation in parameters["lhs_dilation"]]
+        margins = [(*pads, hole) for pads, hole in zip(parameters["padding"], holes, strict=True)]
+        x = lax.pad(x, jnp.zeros([], x.dtype), [(0, 0, 0), *margins, (0, 0, 0)])
+        kernel_sizes = [self.weight_type.shape[axis] for axis in numbers.rhs_spec[2:]]
+        taps = itertools.product(*(range(size) for size in kernel_sizes))
+        patches = [self._shifted(x, tap) for tap in taps]
+        return jnp.stack(patches, axis=-2).reshape(self.positions, self.inputs)
+
+    def _shifted(self, x: jax.Array, tap: tuple[int, ...]) -> jax.Array:
+        """What one element of the kernel sees: one pixel for every pixel of the output."""
+        parameters = self.equation.params
+        strides = parameters["window_strides"]
+        out_spec = parameters["dimension_numbers"].out_spec
+        sizes = [self.output_type.shape[axis] for axis in out_spec[2:]]
+        starts = [i * d for i, d in zip(tap, parameters["rhs_dilation"], strict=True)]
+        limits = [
+            start + (size - 1) * stride + 1
+            for start, size, stride in zip(starts, sizes, strides, strict=True)
+        ]
+        batch, channels = x.shape[0], x.shape[-1]
+        return lax.slice(x, [0, *starts, 0], [batch, *limits, channels], [1, *strides, 1])
+
+    def output_matrix(self, y):
+        batch, channels, *spatial = self.equation.params["dimension_numbers"].out_spec
+        return y.transpose(batch, *spatial, channels).reshape(self.positions, self.outputs)
+
+    def weight_matrix(self, weights: jax.Array) -> jax.Array:
+        """The kernel, shape (K, O), its inputs in the order of the patches."""
+        features_out, features_in, *spatial = self.equation.params["dimension_numbers"].rhs_spec
+        return weights.transpose(*spatial, features_in, features_out).reshape(
+            self.inputs, self.outputs
+        )
+
+    def apply_own(self, x, weights):
+        outputs = self._product(self.input_matrix(x), self.weight_matrix(weights))
+        return self.from_output_matrix(outputs)
+
+    def weight_gradient(self, x, cotangent):
+        matrix = self._product(self.input_matrix(x).T, self.output_matrix(cotangent))
+        (gradient,) = jax.linear_transpose(self.weight_matrix, self.weight_type)(
+            matrix.astype(self.weight_type.dtype)
+        )
+        return gradient
+
+    def _product(self, left: jax.Array, right: jax.Array) -> jax.Array:
+        return jnp.matmul(left, right, precision=self.equation.params["precision"])
+
+
+def site_of(equation, position: int) -> Site:
+    """The site that an equation is; see :func:`optax_sam.per_example.walk.walk`."""
+    parameters = equation.params
+    match equation.primitive.name:
+        case "gather":
+            return Embedding(equation, position)
+        case "dot_general" if not any(parameters["dimension_numbers"][1]):
+            return Dense(equation, position)
+        case "conv_general_dilated":
+            if parameters["feature_group_count"] == parameters["batch_group_count"] == 1:
+                return Convolution(equation, position)
+    return Site(equation, position)
+
+
+def _wide(array: jax.Array) -> jax.Array:
+    """At least float32: half precision would overflow or lose bits in sums of squares."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))

@@ -1,0 +1,76 @@
+"""The perturbation of ASAM."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import _tree
+from optax_sam._hyperparameters import Hyperparameter, check_number
+from optax_sam._masks import Mask, resolve_mask
+
+
+def adaptive(
+    rho: optax.ScalarOrSchedule,
+    eta: float = 0.01,
+    scale_mask: Mask | Callable[[chex.ArrayTree], Mask] | None = None,
+) -> optax.GradientTransformation:
+    r"""Climbs in the geometry of the weights' own size, which re-scaling of the network leaves alone.
+
+    .. math:: \epsilon = \rho \, \frac{t^2 g}{\lVert t g \rVert}, \qquad t = |w| + \eta
+
+    Args:
+      rho: the radius ρ ≥ 0, relative to the size of the weights (about 10 times SAM's); a number or
+        a schedule of the step.
+      eta: η ≥ 0, in units of the parameters; keeps zero weights movable.
+      scale_mask: pytree of bools like the parameters (or a prefix, or a function of the parameters
+        that returns one): where False, t = 1. The authors scale only weights, not biases.
+
+    Returns:
+      An ``optax.GradientTransformation`` from gradients to ε; its ``update`` needs ``params``.
+
+    Raises:
+      ValueError: if ``rho`` or ``eta`` is a negative number, or ``params`` is missing.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> stage = optax_sam.adaptive(rho=0.5, eta=0.0)
+      >>> w, g = jnp.array([2.0, 0.0]), jnp.array([1.0, 1.0])
+      >>> stage.update(g, stage.init(w), w)[0].tolist()
+      [1.0, 0.0]
+
+    References:
+      Kwon et al., ASAM, ICML 2021, arXiv 2102.11600, equation (6). The authors' code has η = 0.01 and
+      t = 1 on biases; davda54, lhchau and pytorch_optimizer have η = 0 on all leaves.
+    """
+    radius = Hyperparameter("rho", rho, minimum=0)
+    check_number("eta", eta, minimum=0)
+
+    def init(params):
+        del params
+        return radius.init()
+
+    def update(updates, state, params=None):
+        if params is None:
+            raise ValueError("adaptive(...) needs the parameters: call update(..., params=params).")
+        dtype = _tree.accumulation_dtype(updates)
+        scaled = resolve_mask("scale_mask", scale_mask, params)
+        offset = jnp.asarray(eta).astype(dtype)
+
+        def stretch(gradient, param, is_scaled):
+            if not is_scaled or not _tree.is_floating(gradient):
+                return gradient
+            return (jnp.abs(param.astype(dtype)) + offset) * gradient.astype(dtype)
+
+        # Kept in the accumulation dtype between the two factors t: in half precision w·g underflows.
+        stretched = jax.tree.map(stretch, updates, params, scaled)
+        length = _tree.norm(stretched)
+        rho, state = radius.read(state, length.dtype)
+        factor = _tree.divide_or_zero(rho, length)
+        twice = jax.tree.map(stretch, stretched, params, scaled)
+        perturbation = _tree.map_floating(lambda g, t: factor * t.astype(dtype), updates, twice)
+        return perturbation, state
+
+    return optax.GradientTransformation(init, update)
