@@ -1,0 +1,38 @@
+"""Settings under which every test runs: four simulated devices, no warnings, seeded properties."""
+
+import os
+
+import hypothesis
+import jax
+import pytest
+
+# Must come before the first array: the number of devices is fixed when JAX starts.
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+
+# Compilation makes the first example of a property slow, so a deadline would measure XLA.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Turns warnings into errors: a deprecation in a dependency is seen the day it appears."""
+    config.addinivalue_line("filterwarnings", "error")
+
+
+@pytest.fixture
+def x64():
+    """Float64 for the duration of a test, for comparisons to the last digits."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def strict_promotion():
+    """Refuses implicit dtype promotion, through which a half-precision update becomes float32.
+
+    Not for tests that involve optax's moments, MultiSteps or schedules, which promote themselves.
+    """
+    with jax.numpy_dtype_promotion("strict"):
+        yield

@@ -1,0 +1,249 @@
+"""What a caller sees beside the numbers: refusals, plans, traces, Flax interfaces."""
+
+import functools
+import warnings
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from optax_sam import Objective
+from optax_sam.per_example import explain, per_example_gradient, walk
+from optax_sam.per_example.independence import check_independence
+from tests.per_example.networks import NETWORKS, example_inputs, problem
+from tests.per_example.test_equality import as_tuple, assert_close, compile_quickly, fast, naive
+from tests.references import per_example as reference
+
+
+class BatchNormCNN(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3))(x))
+        return nn.Dense(3)(nn.relu(x).mean((1, 2)))
+
+
+def batch_norm_objective(train):
+    model, inputs = BatchNormCNN(), example_inputs()
+    init = functools.partial(model.init, train=False)
+    variables = jax.tree.map(
+        lambda leaf: jnp.ones(leaf.shape), jax.eval_shape(init, jax.random.key(0), inputs)
+    )
+
+    def apply(params, x):
+        return model.apply(variables | {"params": params}, x, train, mutable=["batch_stats"])
+
+    objective = Objective(apply, inputs, jnp.arange(5) % 3, has_aux=True)
+    return objective, variables["params"]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_refuses_batch_norm(compiled):
+    objective, params = batch_norm_objective(train=True)
+
+    def run(params):
+        return per_example_gradient(objective, params, 0.1)
+
+    with pytest.raises(ValueError, match=r"not independent: `reduce_sum` at .*GroupNorm"):
+        (jax.jit(run) if compiled else run)(params)
+    with pytest.raises(ValueError, match="not independent"):
+        explain(objective, params)
+
+
+def test_accepts_batch_norm_with_stored_statistics():
+    objective, params = batch_norm_objective(train=False)
+    assert check_independence(objective, params) == "proved"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_independence_is_proved(name):
+    assert check_independence(*problem(name)) == "proved"
+
+
+MIXERS = {
+    "attention over the batch": lambda p, x: jax.nn.softmax((x @ p) @ (x @ p).T) @ x @ p,
+    "mean over a merged axis": lambda p, x: (x @ p) - (x @ p).reshape(-1).mean(),
+    "cumulative sum": lambda p, x: jnp.cumsum(x @ p, axis=0),
+    "sorting": lambda p, x: jnp.sort(x @ p, axis=0),
+    "inside jit": lambda p, x: jax.jit(lambda z: z - z.mean(0))(x @ p),
+    "inside remat": lambda p, x: jax.checkpoint(lambda z: z - z.mean(0))(x @ p),
+    "inside scan": lambda p, x: jax.lax.scan(lambda z, _: (z - z.mean(0), None), x @ p, None, 2)[0],
+    "inside custom_jvp": lambda p, x: jax.nn.relu(x @ p) / jax.nn.relu(x @ p).max(0),
+    "convolution along the batch": lambda p, x: (
+        jax.lax.conv_general_dilated((x @ p).T[None], jnp.ones((3, 3, 3)), (1,), "SAME")[0].T
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_refuses_what_mixes_examples(name):
+    objective = Objective(MIXERS[name], jnp.ones((4, 2)), jnp.arange(4) % 3)
+    with pytest.raises(ValueError, match="not independent"):
+        check_independence(objective, jnp.ones((2, 3)))
+
+
+def test_what_cannot_be_followed_is_let_through_and_reported():
+    def apply(params, x):
+        return jnp.zeros((4, 3)).at[jnp.arange(4)].set(x @ params)
+
+    objective = Objective(apply, jnp.ones((4, 2)), jnp.arange(4) % 3)
+    assert "scatter" in check_independence(objective, jnp.ones((2, 3)))
+
+
+def test_the_escape_named_in_the_refusal_works():
+    apply = MIXERS["cumulative sum"]
+    mapped = lambda p, inputs: jax.vmap(lambda x: apply(p, x[None])[0])(inputs)  # noqa: E731
+    objective = Objective(mapped, jnp.ones((4, 2)), jnp.arange(4) % 3)
+    assert check_independence(objective, jnp.ones((2, 3))) == "proved"
+
+
+def test_one_trace():
+    objective, params = problem("MLP")
+    traces = []
+
+    def apply(params, x):
+        traces.append(x.shape)
+        return plain(params, x)
+
+    plain = objective.apply_fn
+    objective = objective.replace(apply_fn=apply)
+    for seed in range(3):  # called eagerly, it compiles itself
+        inputs = jax.random.normal(jax.random.key(seed), objective.inputs.shape)
+        per_example_gradient(objective.replace(inputs=inputs), params, 0.1 + seed)
+    assert len(traces) == 2  # on one example, and on the batch to see whether examples mix
+
+
+def test_falls_back_with_a_warning(monkeypatch, x64):
+    objective, params = problem("MLP")
+
+    def broken(*_):
+        raise NotImplementedError("a primitive from the future")
+
+    monkeypatch.setattr(walk, "_apply_linear", broken)
+    monkeypatch.setattr(walk, "_site_position", lambda *_: None)
+    monkeypatch.setattr(walk, "_stays_real", broken)
+    with pytest.warns(UserWarning, match="a primitive from the future"):
+        result = per_example_gradient(objective, params, 0.2)
+    assert_close(as_tuple(result), naive(objective, params, 0.2))
+
+
+def test_explain_names_every_leaf_and_reason():
+    text = explain(*problem("GPT with tied embedding"))
+    assert "used 2 times" in text
+    assert "dense (T=4" in text
+    assert "proved" in text
+    text = explain(*problem("ResNet with GroupNorm"))
+    assert "convolution (T=36, K=27, O=4)" in text
+    assert "kernel per example" in text
+    text = explain(*problem("None, integers, unused"))
+    assert "not differentiated" in text
+    assert "not used" in text
+    assert "Gram matrices" in text
+    text = explain(*problem("few positions"))
+    assert "convolution (T=4, K=75, O=16)  Gram matrices" in text
+    assert "dense (T=2, K=32, O=16)        Gram matrices" in text
+    text = explain(*problem("sliced weights"))
+    assert "used 3 times" in text
+    objective, params = problem("MLP")
+    assert explain(objective, params, mask=False).count("not perturbed") == 4
+
+
+def test_dropout_keys_as_inputs_give_masks_per_example(x64):
+    def apply(params, inputs):
+        x, keys = inputs
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (6,)))(keys)
+        return jnp.where(kept, jnp.tanh(x @ params["first"]), 0) @ params["head"]
+
+    params = {"first": jnp.ones((3, 6)), "head": jnp.eye(6)[:, :2]}
+    inputs = (jnp.arange(12.0).reshape(4, 3), jax.random.split(jax.random.key(0), 4))
+    objective = Objective(apply, inputs, jnp.array([0, 1, 0, 1]))
+    assert_close(as_tuple(fast(objective, params, 0.1)), naive(objective, params, 0.1))
+
+
+def test_nnx(x64):
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.convolution = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+            self.norm = nnx.LayerNorm(4, rngs=rngs)
+            self.head = nnx.Linear(4, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(nnx.relu(self.norm(self.convolution(x))).mean((1, 2)))
+
+    graphdef, params = nnx.split(Network(nnx.Rngs(0)), nnx.Param)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+    objective = Objective(
+        lambda p, x: nnx.merge(graphdef, p)(x), example_inputs(), jnp.arange(5) % 3
+    )
+    assert_close(as_tuple(fast(objective, params, 0.1)), naive(objective, params, 0.1))
+
+
+def test_derivative_through_the_result(x64):
+    objective, params = problem("sliced weights")
+
+    def of(rho, gradient):
+        return sum(jnp.sum(jnp.sin(g)) for g in jax.tree.leaves(gradient(objective, params, rho)))
+
+    derivative = compile_quickly(jax.grad(of), static_argnums=1)
+    actual = derivative(0.2, lambda *args: per_example_gradient(*args).gradients)
+    expected = derivative(0.2, lambda *args: reference.per_example_gradient(*args)[2])
+    np.testing.assert_allclose(actual, expected, rtol=1e-9)
+
+
+def test_half_precision_parameters_and_norms():
+    objective, params = problem("MLP")
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
+    objective = objective.replace(inputs=(100 * objective.inputs).astype(jnp.float16))
+    result = per_example_gradient(objective, narrow, 0.1)
+    assert {leaf.dtype for leaf in jax.tree.leaves(result.gradients)} == {jnp.dtype(jnp.float16)}
+    # The squared norm of the first layer's gradient is far above the largest float16, 65504.
+    assert result.gradient_norm.dtype == jnp.float32
+    assert np.isfinite(result.gradient_norm)
+    np.testing.assert_allclose(result.perturbation_norm, 0.1, rtol=1e-5)
+
+
+def test_shard_map_gives_the_gradient_of_each_shard(x64):
+    objective, params = problem("1-D convolution", batch=8)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+
+    def local(params, inputs, labels):
+        params = jax.lax.pcast(params, ("data",), to="varying")
+        shard = objective.replace(inputs=inputs, labels=labels)
+        gradients = per_example_gradient(shard, params, 0.1, chunk_size=2).gradients
+        return jax.lax.pmean(gradients, "data")
+
+    mapped = jax.shard_map(
+        local, mesh=mesh, in_specs=(spec(), spec("data"), spec("data")), out_specs=spec()
+    )
+    sharded = jax.jit(mapped)(params, objective.inputs, objective.labels)
+    whole = jax.jit(lambda p: per_example_gradient(objective, p, 0.1).gradients)(params)
+    assert_close(sharded, whole)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"evaluation": "half"}, ValueError, "evaluation must be one of"),
+        ({"chunk_size": 0}, ValueError, "chunk_size"),
+        ({"chunk_size": 2.0}, TypeError, "chunk_size"),
+        ({"mask": {"wrong": True}}, ValueError, "mask"),
+    ],
+)
+def test_wrong_arguments(arguments, error, message):
+    objective, params = problem("MLP")
+    with pytest.raises(error, match=message):
+        per_example_gradient(objective, params, 0.1, **arguments)
+
+
+def test_needs_an_objective():
+    with pytest.raises(TypeError, match="Objective"):
+        per_example_gradient(lambda w: jnp.sum(w**2), jnp.ones(2), 0.1)
+
+
+def test_no_warnings_in_ordinary_use():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        per_example_gradient(*problem("sliced weights"), 0.1)

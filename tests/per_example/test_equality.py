@@ -1,0 +1,202 @@
+"""The fast path equals differentiating every example by itself."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_sam.per_example import per_example_gradient
+from tests.per_example.networks import NETWORKS, initial, problem
+from tests.references import per_example as reference
+
+RHO = 0.3
+NARROW = {jnp.float64: jnp.float32, jnp.int64: jnp.int32}
+EVALUATIONS = ("full", "jacobian_only", "logit_only")
+
+
+# The tests compile more than they compute.
+compile_quickly = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
+
+
+fast = compile_quickly(per_example_gradient)
+naive = compile_quickly(reference.per_example_gradient)
+
+
+def assert_close(left, right, tolerance=1e-10):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=tolerance), left, right)
+
+
+def as_tuple(result):
+    return result.loss, result.perturbed_loss, result.gradients, result.clean_gradients
+
+
+def check_equality(name, evaluations, chunk_size):
+    objective, params = problem(name)
+
+    @compile_quickly
+    def expected(params, rho):
+        return [
+            reference.per_example_gradient(objective, params, rho, evaluation=evaluation)
+            for evaluation in evaluations
+        ]
+
+    @compile_quickly
+    def actual(params, rho):
+        return [
+            as_tuple(
+                per_example_gradient(
+                    objective, params, rho, evaluation=evaluation, chunk_size=chunk_size
+                )
+            )
+            for evaluation in evaluations
+        ]
+
+    assert_close(actual(params, RHO), expected(params, RHO))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_full_gradient_equals_the_naive_form(name, x64):
+    # A loop over chunks of three, and a remainder of two.
+    check_equality(name, ["full"], chunk_size=3)
+
+
+@pytest.mark.parametrize(
+    "name", ["MLP", "1-D convolution", "few positions", "tied layers", "sliced weights"]
+)
+def test_other_gradients_equal_the_naive_form(name, x64):
+    check_equality(name, ["jacobian_only", "logit_only"], chunk_size=None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["GPT with tied embedding"])
+def test_all_gradients_in_one_chunk(name, x64):
+    check_equality(name, EVALUATIONS, chunk_size=None)
+
+
+@pytest.mark.parametrize("perturbed", ["kernel", "head"])
+def test_mask(perturbed, x64):
+    objective, params = problem("1-D convolution")
+    mask = {name: name == perturbed for name in params}
+    result = compile_quickly(lambda p: per_example_gradient(objective, p, RHO, mask=mask))(params)
+    expected = compile_quickly(
+        lambda p: reference.per_example_gradient(objective, p, RHO, mask=mask)
+    )(params)
+    assert_close(as_tuple(result), expected)
+
+
+def test_chunk_size_does_not_matter(x64):
+    objective, params = problem("1-D convolution")
+    results = [
+        compile_quickly(functools.partial(per_example_gradient, objective, chunk_size=size))(
+            params, RHO
+        )
+        for size in (1, 3, 100)
+    ]
+    for result in results[1:]:
+        assert_close(result, results[0], 1e-13)
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_float32_error_is_that_of_the_naive_form(evaluation):
+    # Smooth networks: at a kink the error is whatever rounding decides.
+    for name in ("MLP", "1-D convolution"):
+        with jax.enable_x64(True):
+            objective, params = problem(name)
+            exact = compile_quickly(
+                lambda p, o=objective: reference.per_example_gradient(
+                    o, p, 0.1, evaluation=evaluation
+                )[2]
+            )(params)
+        narrow = jax.tree.map(
+            lambda leaf: leaf.astype(NARROW[leaf.dtype.type]), (objective, params)
+        )
+        plain = compile_quickly(
+            lambda o, p: reference.per_example_gradient(o, p, 0.1, evaluation=evaluation)[2]
+        )(*narrow)
+        ours = compile_quickly(
+            lambda o, p: per_example_gradient(o, p, 0.1, evaluation=evaluation).gradients
+        )(*narrow)
+
+        def error(gradients, exact=exact):
+            squares = jax.tree.map(
+                lambda g, e: np.sum((np.asarray(g, np.float64) - np.asarray(e)) ** 2),
+                gradients,
+                exact,
+            )
+            return np.sqrt(sum(jax.tree.leaves(squares)))
+
+        assert error(ours) <= 2 * error(plain), name
+
+
+def test_weights_cast_to_half_precision():
+    """The error stays near that of the naive form, whose gradients XLA may keep in float32."""
+
+    def apply(params, x, dtype=jnp.bfloat16):
+        x = jnp.tanh(x.astype(dtype) @ params["first"].astype(dtype))
+        return (x.reshape(x.shape[0], -1) @ params["head"].astype(dtype)).astype(jnp.float32)
+
+    params = initial({"first": (3, 8), "head": (6 * 6 * 8, 3)})
+    objective, _ = problem("MLP")
+    narrow = objective.replace(apply_fn=apply)
+    wide = objective.replace(apply_fn=functools.partial(apply, dtype=jnp.float32))
+    exact = naive(wide, params, 0.1)[2]
+    plain = naive(narrow, params, 0.1)[2]
+    ours = fast(narrow, params, 0.1).gradients
+    for name in params:
+        error = np.linalg.norm(ours[name] - exact[name])
+        assert error <= 2 * np.linalg.norm(plain[name] - exact[name])
+
+
+def test_norms(x64):
+    objective, params = problem("1-D convolution")
+    result = compile_quickly(functools.partial(per_example_gradient, objective))(params, RHO)
+    groups = objective.groups(1)
+
+    def norm(inputs, labels):
+        gradients = jax.grad(objective.replace(inputs=inputs, labels=labels))(params)
+        return jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradients)))
+
+    norms = compile_quickly(jax.vmap(norm))(groups.inputs, groups.labels)
+    np.testing.assert_allclose(result.gradient_norm, norms.mean(), rtol=1e-10)
+    np.testing.assert_allclose(result.perturbation_norm, RHO, rtol=1e-10)
+
+
+def test_perturbs_nothing_where_the_gradient_vanishes(x64):
+    def apply(params, x):
+        return x @ params["kernel"]
+
+    objective, _ = problem("MLP")
+    inputs = jnp.ones((4, 3)).at[1].set(0)  # the second example has no gradient
+    objective = objective.replace(apply_fn=apply, inputs=inputs, labels=jnp.arange(4) % 2)
+    params = {"kernel": jnp.zeros((3, 2))}
+    result = fast(objective, params, RHO)
+    assert_close(as_tuple(result), naive(objective, params, RHO))
+    np.testing.assert_allclose(result.perturbation_norm, 0.75 * RHO)
+    nothing = fast(objective.replace(inputs=0 * inputs), params, RHO)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(nothing))
+    assert nothing.perturbation_norm == 0
+
+
+def test_indices_outside_of_the_table(x64):
+    """An index that the lookup drops or clips has no gradient of its own, or its neighbour's."""
+    table = jax.random.normal(jax.random.key(0), (50, 30))
+    indices = jnp.array([[1, 60, 2], [60, 60, 49], [1, 1, 70]])
+    objective, _ = problem("MLP")
+    for mode in ("clip", "fill"):
+
+        def apply(params, x, mode=mode):
+            rows = jnp.take(params["table"], x, axis=0, mode=mode, fill_value=0.5)
+            return jnp.tanh(rows.sum(1))
+
+        batch = objective.replace(apply_fn=apply, inputs=indices, labels=jnp.arange(3))
+        assert_close(
+            as_tuple(fast(batch, {"table": table}, RHO)), naive(batch, {"table": table}, RHO)
+        )

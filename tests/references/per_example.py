@@ -1,0 +1,49 @@
+"""Per-example sharpness-aware gradients, slow and obvious: one example after the other under vmap."""
+
+import jax
+import jax.numpy as jnp
+
+
+def per_example_gradient(objective, params, rho, *, evaluation="full", mask=None):
+    """``(loss, perturbed loss, gradients, clean gradients)``, each a mean over the examples."""
+    if mask is None:
+        mask = jax.tree.map(lambda _: True, params)
+    one_by_one = objective.groups(1)
+
+    def one(inputs, labels):
+        example = objective.replace(inputs=inputs, labels=labels)
+
+        def loss_at(params):
+            return example.loss_from_logits(example.logits(params))
+
+        loss, clean = jax.value_and_grad(loss_at, allow_int=True)(params)
+        clean = _without_float0(clean, params)
+        climbed = jax.tree.map(lambda keep, g: g if keep else jnp.zeros_like(g), mask, clean)
+        norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(climbed)))
+        scale = jnp.where(norm > 0, rho / jnp.where(norm > 0, norm, 1), 0)
+        perturbed = jax.tree.map(lambda p, g: (p + scale * g).astype(p.dtype), params, climbed)
+        if evaluation == "full":
+            perturbed_loss, gradients = jax.value_and_grad(loss_at, allow_int=True)(perturbed)
+            return loss, perturbed_loss, _without_float0(gradients, params), clean
+        terms_at, jacobian_at = {
+            "jacobian_only": (params, perturbed),
+            "logit_only": (perturbed, params),
+        }[evaluation]
+        term = jax.grad(example.loss_from_logits)(example.logits(terms_at))
+
+        def contracted(params):
+            logits = example.logits(params)
+            products = jax.tree.map(lambda t, z: jnp.sum(t * z), term, logits)
+            return sum(jax.tree.leaves(products))
+
+        gradients = jax.grad(contracted, allow_int=True)(jacobian_at)
+        return loss, loss_at(perturbed), _without_float0(gradients, params), clean
+
+    results = jax.vmap(one)(one_by_one.inputs, one_by_one.labels)
+    return jax.tree.map(lambda value: jnp.mean(value, axis=0), results)
+
+
+def _without_float0(gradients, params):
+    return jax.tree.map(
+        lambda g, p: jnp.zeros(p.shape) if g.dtype == jax.dtypes.float0 else g, gradients, params
+    )

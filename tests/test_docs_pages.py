@@ -1,0 +1,103 @@
+"""The pages of the site: their code runs, and what they must mention is there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import optax_sam
+from tests import test_golden
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
+FENCE = re.compile(
+    r"^(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE
+)
+
+
+def blocks_of(page: Path) -> list[tuple[int, str]]:
+    """``(line, code)`` of every Python block that is not marked ``notest``."""
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for match in FENCE.finditer(text):
+        indent = len(match["indent"])
+        code = "\n".join(line[indent:] for line in match["code"].splitlines())
+        found.append((text.count("\n", 0, match.start("code")), code))
+    return found
+
+
+WITH_CODE = [page for page in PAGES if blocks_of(page)]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(DOCS).as_posix()
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+def test_code_runs(page):
+    """In one namespace, in order, with the line numbers of the page in any traceback."""
+    namespace = {"__name__": page.stem}
+    for line, code in blocks_of(page):
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+
+
+def test_no_block_escapes():
+    """Every fence that says Python is one that runs: none is hidden by its spelling."""
+    for page in PAGES:
+        fences = re.findall(r"^ *```\s*(?:python|py)\b.*$", page.read_text(encoding="utf-8"), re.M)
+        assert len(fences) == len(blocks_of(page)), name_of(page)
+
+
+def methods_text() -> str:
+    return "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "methods").glob("*.md"))
+
+
+def test_every_method_has_a_section_with_its_sources():
+    text = methods_text()
+    methods = [
+        name
+        for name in optax_sam.__all__
+        if getattr(getattr(optax_sam, name), "__module__", "") == "optax_sam.methods"
+    ]
+    assert len(methods) >= 12
+    for method in methods:
+        section = re.search(
+            rf"^## [^\n]*`{method}`[^\n]*\n(?P<body>.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE
+        )
+        assert section, method
+        for part in (
+            "$$",
+            "**Ours.**",
+            "**Defaults.**",
+            "**Cost.**",
+            "**Source.**",
+            "**Evidence.**",
+        ):
+            assert part in section["body"], (method, part)
+        assert f"optax_sam.{method}(" in section["body"], method
+
+
+def test_every_golden_trajectory_is_named():
+    text = methods_text()
+    evidence = "".join(
+        re.findall(r"^\*\*Evidence\.\*\*.*?(?=\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
+    )
+    for name in {name.split("/")[0] for name in test_golden.golden()} - {"problem", "edge"}:
+        # What is not reproduced is named too, with the reason.
+        assert f"`{name}`" in (evidence if name in test_golden.METHODS else text), name
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("sphinx")
+    command = [sys.executable, "-m", "sphinx", "-W", "-n", "--keep-going", "-q", "-b", "html"]
+    result = subprocess.run(
+        [*command, str(DOCS), str(tmp_path / "site")], capture_output=True, text=True, timeout=600
+    )
+    assert result.returncode == 0, result.stderr
+    reference = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
+    for name in optax_sam.__all__:
+        target = "module-" if not callable(getattr(optax_sam, name)) else ""
+        assert f'id="{target}optax_sam.{name}"' in reference, name

@@ -1,0 +1,108 @@
+"""Every public name is documented with an example, and every example runs."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import optax_sam
+from optax_sam import label_noise
+
+MODULES = ["optax_sam", *(m.name for m in pkgutil.walk_packages(optax_sam.__path__, "optax_sam."))]
+
+
+def public_names():
+    """Functions and classes that users call: of the package, and of its public modules."""
+    for name in optax_sam.__all__:
+        value = getattr(optax_sam, name)
+        if not inspect.ismodule(value):
+            yield f"optax_sam.{name}", value
+            continue
+        for inner in vars(value).get("__all__", vars(value)):
+            member = getattr(value, inner)
+            here = getattr(member, "__module__", "").startswith(value.__name__)
+            if here and not inner.startswith("_"):
+                yield f"{value.__name__}.{inner}", member
+
+
+PUBLIC = dict(public_names())
+every_public_name = pytest.mark.parametrize("name", PUBLIC)
+
+# Results and states are read, not called: their fields are documented instead of an example.
+RECORDS = {
+    name
+    for name, value in PUBLIC.items()
+    if inspect.isclass(value) and (hasattr(value, "_fields") or getattr(value, "_is_protocol", 0))
+}
+
+
+def test_every_exported_name_exists_once():
+    assert len(set(optax_sam.__all__)) == len(optax_sam.__all__)
+    assert all(hasattr(optax_sam, name) for name in optax_sam.__all__)
+    assert {"optax_sam.sam", "optax_sam.label_noise.symmetric"} <= PUBLIC.keys()
+    assert "optax_sam.label_noise.instance_dependent" in PUBLIC
+
+
+@every_public_name
+def test_has_a_docstring_with_an_example(name):
+    documentation = inspect.getdoc(PUBLIC[name]) or ""
+    assert len(documentation.splitlines()[0]) > 10
+    if name in RECORDS:
+        if hasattr(PUBLIC[name], "_fields"):
+            section = documentation.split("Attributes:")[1]
+            for field in PUBLIC[name]._fields:
+                assert f"{field}:" in section, field
+        return
+    assert "Example:" in documentation
+    assert ">>>" in documentation
+
+
+@every_public_name
+def test_documents_every_argument(name):
+    value = PUBLIC[name]
+    if name in RECORDS:
+        return
+    documented = inspect.getdoc(value).split("Example:")[0]
+    for argument in own_arguments(value):
+        assert f"{argument}:" in documented, argument
+
+
+def own_arguments(value):
+    """The arguments that a function was written with."""
+    code = (value.__init__ if inspect.isclass(value) else value).__code__
+    count = code.co_argcount + code.co_kwonlyargcount
+    return [name for name in code.co_varnames[:count] if name != "self"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_run(module):
+    """Doctests of the module itself; they import what they need."""
+    imported = importlib.import_module(module)
+    assert imported.__doc__, f"{module} has no docstring"
+    failures = []
+    runner = doctest.DocTestRunner(verbose=False)
+    for test in doctest.DocTestFinder(exclude_empty=True).find(imported, module, globs={}):
+        result = runner.run(test, out=failures.append, clear_globs=True)
+        assert result.failed == 0, "".join(failures)
+
+
+def test_the_examples_are_many():
+    """A finder that finds nothing would pass the test above."""
+    count = sum(
+        bool(test.examples)
+        for module in MODULES
+        for test in doctest.DocTestFinder().find(importlib.import_module(module), module)
+    )
+    assert count >= len(PUBLIC) - len(RECORDS)
+
+
+def test_label_noise_names_its_functions():
+    functions = {
+        name
+        for name, value in vars(label_noise).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+        if value.__module__ == label_noise.__name__
+    }
+    assert functions == {"symmetric", "pair_flip", "asymmetric", "instance_dependent"}

@@ -1,0 +1,112 @@
+"""m-SAM over groups, over devices and in slices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optax_sam
+from optax_sam import Objective
+from tests.problems import apply_mlp, examples, mlp_parameters
+
+DEVICES, BATCH, RHO = 4, 16, 0.3
+METHODS = {
+    "sam": optax_sam.sam,
+    "saner": optax_sam.saner,
+    "jsam": optax_sam.jsam,
+    "gsam": optax_sam.gsam,
+}
+
+
+def assert_close(left, right):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), left, right)
+
+
+def update(tx, inputs, labels):
+    params, objective = mlp_parameters(), Objective(apply_mlp, inputs, labels)
+    grads = jax.grad(objective)(params)
+    return tx.update(grads, tx.init(params), params, loss_fn=objective)[0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("how", ["pmap", "shard_map", "shard_map unchecked", "jit"])
+def test_per_device_perturbations_are_the_groups_of_one_device(name, how):
+    inputs, labels = examples(batch_size=BATCH)
+    grouped = METHODS[name](RHO, group_size=BATCH // DEVICES)
+    expected = jax.jit(functools.partial(update, grouped))(inputs, labels)
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
+    if how == "jit":
+        sharding = NamedSharding(mesh, P("data"))
+        ours = jax.jit(functools.partial(update, grouped))(
+            *jax.device_put((inputs, labels), sharding)
+        )
+        assert_close(ours, expected)
+        return
+
+    def local(inputs, labels):
+        """The documented recipe: a truly local gradient, under every kind of mapping."""
+        params, objective = mlp_parameters(), Objective(apply_mlp, inputs, labels)
+        varying = optax_sam._axes.to_varying(params, "data")
+        tx = METHODS[name](RHO, axis_name="data")
+        grads = jax.grad(objective)(varying)
+        return tx.update(grads, tx.init(params), params, loss_fn=objective)[0]
+
+    if how == "pmap":
+        split = [x.reshape(DEVICES, -1, *x.shape[1:]) for x in (inputs, labels)]
+        mapped = jax.pmap(local, axis_name="data", devices=jax.devices()[:DEVICES])(*split)
+        ours = jax.tree.map(lambda x: x[0], mapped)
+    else:
+        ours = jax.jit(
+            jax.shard_map(
+                local,
+                mesh=mesh,
+                in_specs=(P("data"), P("data")),
+                out_specs=P(),
+                check_vma=how == "shard_map",
+            )
+        )(inputs, labels)
+    assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.parametrize("name", METHODS)
+def test_result_does_not_depend_on_the_microbatch(name, size):
+    inputs, labels = examples(batch_size=BATCH)
+    results = [
+        jax.jit(functools.partial(update, METHODS[name](RHO, group_size=size, microbatch_size=m)))(
+            inputs, labels
+        )
+        for m in (8, 16)
+    ]
+    results.append(update(METHODS[name](RHO, group_size=size), inputs, labels))
+    assert_close(results[0], results[1])
+    assert_close(results[0], results[2])
+
+
+@pytest.mark.parametrize("method", [optax_sam.asam, optax_sam.vasso, optax_sam.friendly_sam])
+def test_groups_of_one_without_a_fast_path(method):
+    """The grouped form of any perturbation; the mean of one-example steps is the reference."""
+    inputs, labels = examples(batch_size=8)
+    ours = update(method(RHO, group_size=1), inputs, labels)
+    each = [update(method(RHO), inputs[i : i + 1], labels[i : i + 1]) for i in range(8)]
+    assert_close(ours, jax.tree.map(lambda *x: jnp.mean(jnp.stack(x), 0), *each))
+
+
+def test_errors_name_the_argument():
+    inputs, labels = examples(batch_size=8)
+    with pytest.raises(ValueError, match="groups of 3 examples do not divide a batch of 8"):
+        update(optax_sam.sam(RHO, group_size=3), inputs, labels)
+    with pytest.raises(ValueError, match="microbatch_size=6 must be a multiple of group_size=4"):
+        optax_sam.sam(RHO, group_size=4, microbatch_size=6)
+    with pytest.raises(ValueError, match="group_size must be at least 1, got 0"):
+        optax_sam.sam(RHO, group_size=0)
+    with pytest.raises(ValueError, match="cannot be combined with climb='previous'"):
+        optax_sam.msam(RHO, group_size=2)
+    tx = optax_sam.sam(RHO, group_size=2)
+    w = jnp.ones(2)
+    with pytest.raises(TypeError, match=r"group_size needs to look inside the loss.*Objective\("):
+        tx.update(w, tx.init(w), w, loss_fn=lambda w: jnp.sum(w**2))

@@ -1,0 +1,319 @@
+"""Data parallelism on four simulated devices: sharded jit, pmap, shard_map, vmap with an axis."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optax_sam
+from optax_sam import Objective, _axes
+from tests.problems import apply_mlp, examples, mlp_parameters
+
+DEVICES = 4
+BATCH = 16
+RHO = 0.3
+
+METHODS = {
+    "sam": optax_sam.sam,
+    "saner": functools.partial(optax_sam.saner, alpha=0.5),
+    "jsam": optax_sam.jsam,
+    "gsam": optax_sam.gsam,
+    "vasso": optax_sam.vasso,
+}
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+@functools.cache
+def mesh():
+    return jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
+
+
+def batch(seed=0):
+    return examples(seed, batch_size=BATCH)
+
+
+def shards(seed=0):
+    """The batch as four batches, one per device."""
+    return jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch(seed))
+
+
+def assert_close(left, right):
+    chex.assert_trees_all_close(left, right, rtol=2e-5, atol=1e-6)
+
+
+def update_on(tx, inputs, labels, *, gradients="local", axis_name=None, state=None):
+    """One update from the gradients of a batch, which may be averaged over the axis."""
+    params, objective = mlp_parameters(), Objective(apply_mlp, inputs, labels)
+    grads = jax.grad(objective)(_axes.to_varying(params, axis_name))
+    if gradients == "averaged":
+        grads = jax.lax.pmean(grads, axis_name)
+    state = tx.init(params) if state is None else state
+    return tx.update(grads, state, params, loss_fn=objective)
+
+
+def under_shard_map(function, check_vma=True):
+    """``function(inputs, labels)`` on the four shards; the results must be replicated."""
+    specs = (P("data"), P("data"))
+    mapped = jax.shard_map(
+        function, mesh=mesh(), in_specs=specs, out_specs=P(), check_vma=check_vma
+    )
+    return jax.jit(mapped)(*batch())
+
+
+def under_pmap(function):
+    """The same under pmap: every device's result, which must be one and the same."""
+    results = jax.pmap(function, axis_name="data", devices=jax.devices()[:DEVICES])(*shards())
+    return first_of_equal(results)
+
+
+def under_vmap(function):
+    """The same under vmap with an axis name."""
+    return first_of_equal(jax.jit(jax.vmap(function, axis_name="data"))(*shards()))
+
+
+def first_of_equal(results):
+    """The first result, after a check that every device has the same."""
+    for device in range(1, DEVICES):
+        chex.assert_trees_all_equal(
+            jax.tree.map(lambda x: x[0], results),
+            jax.tree.map(lambda x, device=device: x[device], results),
+        )
+    return jax.tree.map(lambda x: x[0], results)
+
+
+RUNNERS = {
+    "shard_map": under_shard_map,
+    "shard_map unchecked": functools.partial(under_shard_map, check_vma=False),
+    "pmap": under_pmap,
+    "vmap": under_vmap,
+}
+every_runner = pytest.mark.parametrize("run", RUNNERS)
+
+
+@functools.cache
+def parallel(run, gradients):
+    """``(updates, state)`` of every method after one step; one program for all of them."""
+
+    def on_shard(inputs, labels):
+        return {
+            name: update_on(
+                make(RHO, axis_name="data"),
+                inputs,
+                labels,
+                gradients=gradients,
+                axis_name="data",
+            )
+            for name, make in METHODS.items()
+        }
+
+    return RUNNERS[run](on_shard)
+
+
+@functools.cache
+def on_whole_batch():
+    """The same on one device that sees the whole batch."""
+    return jax.jit(
+        lambda x, y: {name: update_on(make(RHO), x, y) for name, make in METHODS.items()}
+    )(*batch())
+
+
+@functools.cache
+def on_each_shard():
+    """The same on each shard by itself, without any axis name; stacked."""
+    return jax.jit(
+        jax.vmap(lambda x, y: {name: update_on(make(RHO), x, y) for name, make in METHODS.items()})
+    )(*shards())
+
+
+def test_there_are_four_devices():
+    assert jax.device_count() >= DEVICES
+
+
+@pytest.mark.parametrize("name", ["saner", "vasso"])
+def test_jit_with_sharded_arrays_equals_a_single_device(name):
+    """No axis name: epsilon is that of the global batch, over two steps with state."""
+    tx = METHODS[name](RHO)
+    step = jax.jit(lambda state, x, y: update_on(tx, x, y, state=state))
+    sharding = NamedSharding(mesh(), P("data"))
+    single = tx.init(mlp_parameters())
+    sharded = jax.device_put(single, NamedSharding(mesh(), P()))
+    for seed in range(2):
+        expected, single = step(single, *batch(seed))
+        actual, sharded = step(sharded, *jax.device_put(batch(seed), sharding))
+        assert_close((actual, sharded), (expected, single))
+
+
+@every_runner
+@every_method
+def test_averaged_gradients_give_one_perturbation_for_the_global_batch(name, run):
+    """Update and state equal those of a single device that sees the whole batch."""
+    assert_close(parallel(run, "averaged")[name][0], on_whole_batch()[name][0])
+    actual, expected = parallel(run, "averaged")[name][1], on_whole_batch()[name][1]
+    assert_close(actual.perturbation, expected.perturbation)
+
+
+@every_runner
+@pytest.mark.parametrize("name", ["sam", "jsam", "vasso"])
+def test_local_gradients_give_one_perturbation_per_device(name, run):
+    """m-sharpness: the update is the mean of what each shard would do on its own."""
+    expected = jax.tree.map(lambda leaf: leaf.mean(0), on_each_shard()[name][0])
+    assert_close(parallel(run, "local")[name][0], expected)
+    other = on_whole_batch()[name][0]
+    differences = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), expected, other)
+    assert max(jax.tree.leaves(differences)) > 1e-3  # the two readings do differ here
+
+
+@every_runner
+@pytest.mark.parametrize(
+    ("name", "combination"),
+    [("saner", optax_sam.down_weight(0.5)), ("gsam", optax_sam.subtract_orthogonal(0.1))],
+    ids=["saner", "gsam"],
+)
+def test_combinations_act_on_the_averages(name, combination, run):
+    """Also with one perturbation per device, g' and g are averaged before they meet."""
+    perturbed = jax.tree.map(lambda leaf: leaf.mean(0), on_each_shard()["sam"][0])
+    clean = jax.grad(Objective(apply_mlp, *batch()))(mlp_parameters())
+    expected, state = combination.update(perturbed, combination.init(clean), clean_grads=clean)
+    direction, actual_state = parallel(run, "local")[name]
+    assert_close(direction, expected)
+    if name == "saner":
+        fraction = optax_sam.get_metrics(actual_state)["down_weighted_fraction"]
+        np.testing.assert_allclose(fraction, state.down_weighted_fraction, rtol=1e-6)
+        assert 0 < fraction < 1
+
+
+@every_runner
+@every_method
+@pytest.mark.parametrize("gradients", ["local", "averaged"])
+def test_metrics_are_replicated_averages(name, run, gradients):
+    """``out_specs=P()`` accepts them and every device has the same, see the runners."""
+    metrics = optax_sam.get_metrics(parallel(run, gradients)[name][1])
+    reference = on_each_shard() if gradients == "local" else on_whole_batch()
+    expected = jax.tree.map(jnp.mean, reference[name][1].metrics)
+    np.testing.assert_allclose(metrics["perturbation_norm"], expected.perturbation_norm, rtol=1e-4)
+    np.testing.assert_allclose(metrics["perturbed_loss"], expected.perturbed_loss, rtol=1e-4)
+    np.testing.assert_allclose(metrics["gradient_norm"], expected.gradient_norm, rtol=1e-4)
+
+
+def test_axis_names_may_be_a_tuple():
+    tx = optax_sam.sam(RHO, axis_name=("data",))
+
+    def on_shard(inputs, labels):
+        return update_on(tx, inputs, labels, gradients="averaged", axis_name="data")[0]
+
+    assert_close(under_shard_map(on_shard), on_whole_batch()["sam"][0])
+
+
+def test_two_mesh_axes():
+    square = jax.make_mesh((2, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    tx = optax_sam.sam(RHO, axis_name=("x", "y"))
+
+    def on_shard(inputs, labels):
+        return update_on(tx, inputs, labels, gradients="averaged", axis_name=("x", "y"))[0]
+
+    spec = P(("x", "y"))
+    mapped = jax.shard_map(on_shard, mesh=square, in_specs=(spec, spec), out_specs=P())
+    assert_close(jax.jit(mapped)(*batch()), on_whole_batch()["sam"][0])
+
+
+@pytest.mark.parametrize("name", ["sam", "jsam", "gsam"])
+def test_a_forgotten_axis_name_under_shard_map_is_an_error(name):
+    def on_shard(inputs, labels):
+        return update_on(METHODS[name](RHO), inputs, labels)[0]
+
+    with pytest.raises(ValueError, match=r"differs along the mapped axis 'data'.*axis_name='data'"):
+        under_shard_map(on_shard)
+
+
+def test_a_loss_averaged_by_the_caller_needs_no_axis_name():
+    """The other remedy that the error names."""
+
+    def on_shard(inputs, labels):
+        params, objective = mlp_parameters(), Objective(apply_mlp, inputs, labels)
+
+        def loss_fn(params):
+            return jax.lax.pmean(objective(params), "data")
+
+        tx = optax_sam.sam(RHO)
+        return tx.update(jax.grad(loss_fn)(params), tx.init(params), params, loss_fn=loss_fn)[0]
+
+    assert_close(under_shard_map(on_shard), on_whole_batch()["sam"][0])
+
+
+@pytest.mark.parametrize("run", ["shard_map", "pmap"])
+def test_steps_without_a_second_gradient_average_the_clean_one(run):
+    """Local gradients go in at every step; between two ascents their mean comes out."""
+    tx = optax_sam.sam(RHO, every_k=2, axis_name="data")
+
+    def on_shard(inputs, labels):
+        _, state = update_on(tx, inputs, labels, axis_name="data")
+        return update_on(tx, inputs, labels, axis_name="data", state=state)[0]
+
+    expected = jax.grad(Objective(apply_mlp, *batch()))(mlp_parameters())
+    assert_close(RUNNERS[run](on_shard), expected)
+
+
+@pytest.mark.parametrize("run", ["shard_map", "pmap"])
+def test_leaves_without_a_gradient(run):
+    """Integer and None leaves stay replicated: their zero update passes ``out_specs=P()``."""
+
+    def on_shard(inputs, labels):
+        params = mlp_parameters() | {"steps": jnp.array([3]), "none": None}
+        objective = Objective(apply_mlp, inputs, labels)
+        tx = optax_sam.saner(RHO, axis_name="data")
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return tx.update(zeros, tx.init(params), params, loss_fn=objective)[0]
+
+    updates = RUNNERS[run](on_shard)
+    assert updates["steps"].tolist() == [0]
+    assert updates["none"] is None
+
+
+@pytest.mark.parametrize("run", ["shard_map", "pmap"])
+def test_masks_and_schedules_in_parallel(run):
+    options = {"mask": {"first": True, "bias": False, "second": False}}
+
+    def rho(count):
+        return RHO / (count + 1)
+
+    def on_shard(inputs, labels):
+        tx = optax_sam.sam(rho, axis_name="data", **options)
+        return update_on(tx, inputs, labels, gradients="averaged", axis_name="data")
+
+    expected, _ = jax.jit(lambda x, y: update_on(optax_sam.sam(rho, **options), x, y))(*batch())
+    actual, state = RUNNERS[run](on_shard)
+    assert_close(actual, expected)
+    assert int(optax.tree.get(state, "count")) == 1
+
+
+def test_a_training_run_equals_a_single_device():
+    """Ten steps with momentum and weight decay under shard_map, averaged gradients."""
+    optimizer = [optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9)]
+    alone = optax.chain(optax_sam.saner(0.1), *optimizer)
+    together = optax.chain(optax_sam.saner(0.1, axis_name="data"), *optimizer)
+
+    def step(tx, axis_name, params, state, inputs, labels):
+        objective = Objective(apply_mlp, inputs, labels)
+        grads = jax.grad(objective)(_axes.to_varying(params, axis_name))
+        grads = jax.lax.pmean(grads, axis_name) if axis_name else grads
+        updates, state = tx.update(grads, state, params, loss_fn=objective)
+        return optax.apply_updates(params, updates), state
+
+    one = jax.jit(functools.partial(step, alone, None))
+    mapped = jax.shard_map(
+        functools.partial(step, together, "data"),
+        mesh=mesh(),
+        in_specs=(P(), P(), P("data"), P("data")),
+        out_specs=P(),
+    )
+    four = jax.jit(mapped)
+    expected = actual = (mlp_parameters(), alone.init(mlp_parameters()))
+    for seed in range(10):
+        expected, actual = one(*expected, *batch(seed)), four(*actual, *batch(seed))
+    chex.assert_trees_all_close(actual[0], expected[0], rtol=1e-3, atol=1e-4)

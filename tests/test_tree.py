@@ -1,0 +1,130 @@
+"""The tree algebra: accumulation, dtypes, leaves that do not take part."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_sam import _tree
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
+MIXED = {
+    "half": jnp.array([1.0, -2.0], jnp.float16),
+    "single": jnp.array([[3.0]]),
+    "steps": jnp.array([7, 8]),
+    "none": None,
+    "empty": {},
+}
+
+
+def test_only_floating_leaves_take_part():
+    assert len(_tree.floating_leaves(MIXED)) == 2
+    assert _tree.size(MIXED) == 3
+    assert _tree.size({}) == 0
+    for leaf in (1.0, np.float32(1), jnp.ones(2, jnp.bfloat16)):
+        assert _tree.is_floating(leaf)
+    for leaf in (1, True, jnp.ones(2, jnp.int32), np.zeros(2, jax.dtypes.float0), 1j):
+        assert not _tree.is_floating(leaf)
+
+
+def test_norm_and_dot():
+    np.testing.assert_allclose(_tree.norm(MIXED), 14**0.5, rtol=1e-6)
+    np.testing.assert_allclose(_tree.dot(MIXED, MIXED), 14.0)
+    other = MIXED | {"half": jnp.array([2.0, 1.0], jnp.float16), "single": jnp.array([[-1.0]])}
+    np.testing.assert_allclose(_tree.dot(MIXED, other), -3.0)
+    assert float(_tree.norm({})) == 0.0
+    assert float(_tree.norm({"steps": jnp.array([3])})) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_accumulates_in_at_least_single_precision(dtype):
+    assert _tree.accumulation_dtype({"a": jnp.ones(2, dtype)}) == jnp.float32
+    assert _tree.norm({"a": jnp.ones(2, dtype)}).dtype == jnp.float32
+    ones = {"a": jnp.ones(100_000, dtype)}  # a float16 sum would overflow, a bfloat16 one stall
+    np.testing.assert_allclose(_tree.norm(ones), 100_000**0.5, rtol=1e-4)
+
+
+def test_accumulates_in_double_precision_where_there_is_any(x64):
+    tree = {"single": jnp.ones(2, jnp.float32), "double": jnp.full(2, 1e-9, jnp.float64)}
+    assert _tree.accumulation_dtype(tree) == jnp.float64
+    assert _tree.norm(tree).dtype == jnp.float64
+    assert float(_tree.dot(tree, tree)) == 2 + 2e-18
+    assert float(_tree.norm({"a": jnp.full(3, 1e-30, jnp.float64)})) > 0
+
+
+def test_half_precision_norms_neither_overflow_nor_vanish():
+    np.testing.assert_allclose(
+        _tree.norm({"a": jnp.full(10_000, 6e4, jnp.float16)}), 6e6, rtol=1e-2
+    )
+    tiny = jnp.full(4, 6e-8, jnp.float16)  # the smallest subnormal
+    np.testing.assert_allclose(_tree.norm({"a": tiny}), 2 * float(tiny[0]), rtol=1e-5)
+
+
+def test_derivative_of_the_norm():
+    np.testing.assert_allclose(jax.grad(_tree.norm)(jnp.array([3.0, 4.0])), [0.6, 0.8], rtol=1e-6)
+    assert jax.grad(_tree.norm)(jnp.zeros(2)).tolist() == [0.0, 0.0]
+    assert np.isfinite(jax.hessian(_tree.norm)(jnp.zeros(2))).all()
+    assert np.isnan(_tree.norm(jnp.array([jnp.nan, 1.0])))
+
+
+def test_divide_or_zero():
+    def divide(numerator, denominator):
+        return float(_tree.divide_or_zero(jnp.array(numerator), jnp.array(denominator)))
+
+    assert divide(1.0, 4.0) == 0.25
+    assert divide(1.0, 0.0) == 0.0
+    assert divide(0.0, 0.0) == 0.0
+    assert divide(1.0, np.inf) == 0.0
+    assert np.isnan(divide(1.0, np.nan))
+    assert np.isnan(divide(np.nan, 1.0))
+    assert float(jax.grad(lambda x: _tree.divide_or_zero(jnp.array(1.0), x))(0.0)) == 0.0
+
+
+def test_scale_multiplies_wide_and_keeps_the_leafs_dtype():
+    scaled = _tree.scale(MIXED, jnp.array(1e5))
+    chex.assert_trees_all_equal_dtypes(scaled, MIXED)
+    assert scaled["single"].tolist() == [[3e5]]
+    assert scaled["steps"].tolist() == [7, 8]
+    # A factor outside of float16's range is fine as long as the product is inside.
+    tiny = {"a": jnp.array([6e-8], jnp.float16)}
+    np.testing.assert_allclose(_tree.scale(tiny, jnp.array(1e7))["a"], [0.6], rtol=1e-2)
+
+
+def test_add_is_in_the_dtype_of_the_parameters():
+    params = {"half": jnp.ones(2, jnp.bfloat16), "steps": jnp.array([3]), "none": None}
+    perturbation = {"half": jnp.full(2, 0.5), "steps": jnp.array([9]), "none": None}
+    moved = _tree.add(params, perturbation)
+    chex.assert_trees_all_equal_dtypes(moved, params)
+    assert moved["half"].tolist() == [1.5, 1.5]
+    assert moved["steps"].tolist() == [3]
+
+
+def test_linear_is_in_the_left_leafs_dtype():
+    left = {"a": jnp.array([1.0, 2.0], jnp.float16), "steps": jnp.array([1])}
+    right = {"a": jnp.array([10.0, 20.0]), "steps": jnp.array([2])}
+    result = _tree.linear(jnp.array(2.0), left, jnp.array(-0.5), right)
+    assert result["a"].dtype == jnp.float16
+    assert result["a"].tolist() == [-3.0, -6.0]
+    assert result["steps"].tolist() == [1]
+
+
+def test_as_gradients_replaces_what_no_optimizer_can_take():
+    params = {"w": jnp.ones(2, jnp.bfloat16), "steps": jnp.array([3]), "none": None}
+    gradients = {
+        "w": jnp.ones(2),
+        "steps": np.zeros(1, jax.dtypes.float0),
+        "none": None,
+    }
+    result = _tree.as_gradients(gradients, params)
+    chex.assert_trees_all_equal_dtypes(result, params)
+    assert result["steps"].tolist() == [0]
+
+
+def test_zeros_are_fresh_buffers():
+    zeros = jnp.zeros(2)
+    assert _tree.zeros_like({"a": zeros})["a"] is not zeros
+    assert (
+        _tree.zeros_like({"a": zeros})["a"].unsafe_buffer_pointer() != zeros.unsafe_buffer_pointer()
+    )
