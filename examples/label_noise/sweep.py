@@ -1,0 +1,106 @@
+"""Sweeps the radius of every method, SANER's α and NCSAM's κ, and writes one table.
+
+python examples/label_noise/sweep.py --output docs/results/rho_sweep.csv
+"""
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+from config import Config
+from data import load_digits
+from methods import METHODS
+from report import write_atomically
+from rich.progress import track
+from train import compare
+
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+# Further settings at the default radius.
+OTHERS = [
+    ("saner", "alpha", 0.25),
+    ("saner", "alpha", 0.75),
+    ("saner", "alpha", 1.0),
+    ("ncsam", "kappa", 0.03),
+    ("ncsam", "kappa", 0.3),
+    ("ncsam", "kappa", 1.0),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Settings of a sweep; each method's default radius is multiplied by ¼, ½, 1, 2 and 4."""
+
+    methods: tuple[str, ...] = tuple(name for name in METHODS if name != "sgd")
+    """Methods to sweep."""
+
+    noise: Literal["symmetric", "asymmetric", "pair_flip", "instance_dependent"] = "symmetric"
+    """Kind of label noise."""
+
+    noise_rate: float = 0.4
+    """Share of wrong training labels."""
+
+    momentum: float = 0.0
+    """Momentum of SGD."""
+
+    learning_rate: float = 0.1
+    """Learning rate of SGD."""
+
+    epochs: int = 60
+    """Passes over the training set."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One run per seed."""
+
+    output: Path = Path("runs/rho_sweep.csv")
+    """The CSV file."""
+
+
+def row_of(method: str, config: Config, data) -> dict[str, str]:
+    """Trains one method at one radius: its results at the last and the best epoch."""
+    measures = [epoch.measures for epoch in compare(config, data)]
+    test = np.array([one["test_accuracy"] for one in measures])  # (epochs, seeds)
+
+    def percent(values: np.ndarray) -> str:
+        return f"{100 * values.mean():.1f} ± {100 * values.std():.1f}"
+
+    return {
+        "method": METHODS[method].label,
+        "rho": f"{config.rho:g}",
+        "alpha": f"{config.alpha:g}" if "saner" in method else "",
+        "kappa": f"{config.kappa:g}" if "ncsam" in method else "",
+        "test accuracy, last epoch [%]": percent(test[-1]),
+        "test accuracy, best epoch [%]": percent(test.max(axis=0)),
+        "wrong labels memorized [%]": percent(measures[-1]["memorized"]),
+        "correct labels fitted [%]": percent(measures[-1]["clean_fit"]),
+    }
+
+
+def main(sweep: Sweep) -> None:
+    """Runs all methods at all radii; the file is rewritten after every row."""
+    data = load_digits(sweep.noise, sweep.noise_rate, sweep.seeds)
+    shared = dataclasses.asdict(sweep)
+    del shared["output"]
+    runs: list[tuple[str, dict]] = [("sgd", {"rho": 0.0})]
+    for name in sweep.methods:
+        rho = METHODS[name].rho
+        runs += [(name, {"rho": factor * rho}) for factor in FACTORS]
+        runs += [(name, {"rho": rho, key: value}) for one, key, value in OTHERS if one == name]
+    rows: list[dict[str, str]] = []
+    for method, settings in track(runs, description="sweep"):
+        config = Config(**(shared | {"methods": (method,)} | settings))
+        rows.append(row_of(method, config, data))
+        file = io.StringIO()
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        sweep.output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(sweep.output, file.getvalue().encode())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Sweep, description=__doc__.splitlines()[0]))
