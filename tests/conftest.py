@@ -10,6 +10,11 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 
+# Nearly all of the suite's time is compilation. LLVM's optimizations are off unless the environment
+# decides; CI runs the suite once in either way.
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    jax.config.update("jax_disable_most_optimizations", True)
+
 # Compilation makes the first example of a property slow, so a deadline would measure XLA.
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
