@@ -1,0 +1,199 @@
+"""Turns several run folders into one table and one figure.
+
+    python -m examples.image_classification.compare runs/* --output runs/comparison
+
+Runs that differ in nothing but the seed are one line: mean ± standard deviation.
+"""
+
+import csv
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from . import logs
+from .config import differences
+from .figures import STYLE, save
+
+COLUMNS = {
+    "test, last epoch": ("last", "test_accuracy"),
+    "test, best epoch": ("best", "test_accuracy"),
+    "correct labels fitted": ("last", "clean_fit"),
+    "wrong labels memorized": ("last", "memorized"),
+}
+
+
+class FinishedRun(NamedTuple):
+    """What a run folder holds.
+
+    Attributes:
+      folder: where.
+      results: ``results.json``.
+      rows: ``metrics.csv``, one per epoch.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+    rows: list[logs.Row]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Turns several run folders into one table and one figure."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of finished runs."""
+
+    output: Path = Path("runs/comparison")
+    """Folder for table.md, table.csv and curves.png."""
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Reads a finished run.
+
+    Raises:
+      ValueError: if the folder holds none.
+    """
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        return FinishedRun(folder, results, logs.read_csv(folder / "metrics.csv"))
+    except FileNotFoundError as error:
+        reason = "training has not finished" if (folder / "config.json").exists() else "no run"
+        raise ValueError(
+            f"{folder} cannot be compared ({reason}): {Path(error.filename).name} is missing. Finish "
+            "it with --resume, or leave it out."
+        ) from None
+
+
+def group_runs(runs: list[FinishedRun]) -> dict[str, list[FinishedRun]]:
+    """The runs of each setting, named by the settings in which they differ."""
+    configs = [run.results["config"] for run in runs]
+    differing = {
+        name for config in configs for name in differences(configs[0], config) if name != "seed"
+    }
+    groups: dict[str, list[FinishedRun]] = {}
+    for run, config in zip(runs, configs, strict=True):
+        others = [
+            f"{name} {config[name]}"
+            for name in sorted(differing - {"method"})
+            if config.get(name) is not None
+        ]
+        groups.setdefault(", ".join([config["method"], *others]), []).append(run)
+    for name, members in groups.items():
+        seeds = [run.results["config"]["seed"] for run in members]
+        if len(set(seeds)) != len(seeds):
+            folders = ", ".join(str(run.folder) for run in members)
+            raise ValueError(f"the same run ({name}) is there twice: {folders}. Leave one out.")
+    return groups
+
+
+def table_rows(groups: dict[str, list[FinishedRun]]) -> list[dict[str, Any]]:
+    """Means and standard deviations over the seeds, in percent; the deviation of one run is NaN."""
+    rows = []
+    for name, members in groups.items():
+        row: dict[str, Any] = {"run": name, "seeds": len(members)}
+        for title, (which, measure) in COLUMNS.items():
+            values = [100 * run.results[which].get(measure, np.nan) for run in members]
+            row[title] = np.mean(values)
+            row[f"{title}, deviation"] = np.std(values, ddof=1) if len(values) > 1 else np.nan
+        row["images per second"] = np.mean(
+            [run.results["last"]["images_per_second"] for run in members]
+        )
+        rows.append(row)
+    return rows
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row as text."""
+    texts = [row["run"], str(row["seeds"])]
+    for title in COLUMNS:
+        mean, deviation = row[title], row[f"{title}, deviation"]
+        text = "–" if np.isnan(mean) else f"{mean:.1f}"
+        texts.append(text if np.isnan(deviation) else f"{text} ± {deviation:.1f}")
+    return [*texts, f"{row['images per second']:,.0f}"]
+
+
+def label_notes(groups: dict[str, list[FinishedRun]]) -> list[str]:
+    """Says which seeds did not see the same labels in all settings."""
+    digests: dict[int, set[str]] = {}
+    for run in (run for members in groups.values() for run in members):
+        digests.setdefault(run.results["config"]["seed"], set()).add(run.results["labels_sha256"])
+    return [
+        f"seed {seed}: the runs were trained on {len(found)} different sets of labels"
+        for seed, found in sorted(digests.items())
+        if len(found) > 1
+    ]
+
+
+def plot(groups: dict[str, list[FinishedRun]]) -> Figure:
+    """Test accuracy and memorization per epoch, one line per setting, a band over the seeds."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 4), layout="constrained")
+        panels = figure.subplots(1, 2)
+        titles = {"test_accuracy": "test accuracy, %", "memorized": "wrong labels memorized, %"}
+        colors = matplotlib.color_sequences["tab20"]
+        for axes, (measure, title) in zip(panels, titles.items(), strict=True):
+            for index, (name, members) in enumerate(groups.items()):
+                length = min(len(run.rows) for run in members)
+                values = 100 * np.array(
+                    [[row.get(measure, np.nan) for row in run.rows[:length]] for run in members]
+                )
+                epochs, color = np.arange(1, length + 1), colors[index % len(colors)]
+                mean, deviation = values.mean(axis=0), values.std(axis=0)
+                axes.plot(epochs, mean, label=name, color=color)
+                axes.fill_between(
+                    epochs, mean - deviation, mean + deviation, color=color, alpha=0.2, lw=0
+                )
+            axes.set(xlabel="epoch", ylabel=title)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    return figure
+
+
+def compare(comparison: Comparison) -> list[dict[str, Any]]:
+    """Prints the table and writes the files."""
+    if not comparison.runs:
+        raise ValueError("no runs are given. Name the folders of finished runs.")
+    groups = group_runs([read_run(folder) for folder in comparison.runs])
+    rows = table_rows(groups)
+    header = ["run", "seeds", *COLUMNS, "images/s"]
+    notes = label_notes(groups)
+
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*cells(row))
+    console = Console()
+    console.print(table)
+    for note in notes:
+        console.print(note)
+
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    lines += ["", "Shares in percent, mean ± standard deviation over the seeds.", *notes]
+    comparison.output.mkdir(parents=True, exist_ok=True)
+    logs.write_atomically(comparison.output / "table.md", "\n".join(lines) + "\n")
+    with (comparison.output / "table.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    save(plot(groups), comparison.output / "curves.png")
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    try:
+        compare(tyro.cli(Comparison, args=arguments))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

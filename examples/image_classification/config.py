@@ -1,0 +1,240 @@
+"""The settings of a run; every field is a command-line flag."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Literal, get_args
+
+from .methods import METHODS
+
+Augmentation = Literal["crop", "flip", "cutout"]
+NOISE = ("none", "symmetric", "asymmetric", "pair_flip", "instance_dependent")
+
+BOOKKEEPING = frozenset({"output", "resume", "checkpoint_every", "keep_checkpoints"})
+"""Settings that change no result."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of a run."""
+
+    # Data and its labels
+    data: str = "digits"
+    """``digits`` (built in), a folder with CIFAR-10, CIFAR-100, MNIST or Fashion-MNIST as published,
+    or a .npz file."""
+
+    human_labels: Path | None = None
+    """File of CIFAR-N labels, if it is not in the data folder."""
+
+    subset: int | None = None
+    """Train on this many examples, chosen evenly from the classes."""
+
+    noise: str = "symmetric"
+    """Kind of label noise: none, symmetric, asymmetric, pair_flip, instance_dependent, or
+    human:ANNOTATION with an annotation of the data set, such as human:worse."""
+
+    noise_rate: float = 0.4
+    """Share of wrong training labels, in [0, 1]; human labels have their own."""
+
+    augmentation: tuple[Augmentation, ...] = ()
+    """Random changes of the training images, made on the device."""
+
+    data_on: Literal["device", "host"] = "device"
+    """Where the images wait: host is for data sets that do not fit into the device's memory."""
+
+    # Network
+    model: Literal["cnn", "preact_resnet18", "preact_resnet34", "wide_resnet"] = "cnn"
+    """The network."""
+
+    norm: Literal["batch", "group", "layer"] = "group"
+    """Its normalization. Batch normalization mixes the examples of a batch, so perturbations per
+    example need one of the others."""
+
+    width: int = 64
+    """Channels of the first stage of a PreAct ResNet, of the CNN's first layer, or 16 times the
+    widening factor of the WideResNet."""
+
+    depth: int = 28
+    """Layers of the WideResNet: 6 n + 4."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network's computation; the parameters are always float32."""
+
+    # Method
+    method: str = "saner"
+    """One of the methods in methods.py."""
+
+    rho: float = 0.1
+    """Radius of the perturbation."""
+
+    down_weight: float | None = None
+    """SANER's strength α in [0, 1], on top of any method; saner takes 0.5 if it is left out."""
+
+    down_weight_warmup: float = 0.0
+    """Share of the epochs over which α grows linearly, as the SANER paper does (a quarter)."""
+
+    kappa: float = 0.1
+    """NCSAM's final strength of the noise compensation."""
+
+    flip_ratio: float | None = None
+    """NCSAM's share of flipped examples; without it the noise rate, between 0.1 and 0.4."""
+
+    method_starts: float = 0.0
+    """Share of the epochs that are plain SGD before the method begins."""
+
+    group_size: int | None = None
+    """Examples that share a perturbation; 1 is one perturbation per example."""
+
+    every_k: int | None = None
+    """Take the second gradient at every k-th step only."""
+
+    # Optimizer
+    epochs: int = 20
+    """Passes over the training set."""
+
+    batch_size: int = 128
+    """Examples per step, of all devices together; the incomplete last batch is left out."""
+
+    learning_rate: float = 0.1
+    """Initial learning rate of SGD."""
+
+    schedule: Literal["constant", "cosine", "multistep"] = "cosine"
+    """How it falls: not, to zero along a cosine, or by 10 at 50 % and 75 % of the epochs."""
+
+    momentum: float = 0.9
+    """Momentum of SGD, in [0, 1)."""
+
+    weight_decay: float = 5e-4
+    """Coupled L2 weight decay, added to the gradient behind the method."""
+
+    seed: int = 0
+    """Of the wrong labels, the initial weights, the order of the data and the augmentation."""
+
+    # Devices
+    parallel: Literal["jit", "pmap", "shard_map"] = "jit"
+    """How the batch is spread over the devices; all give the same result."""
+
+    perturbation: Literal["global", "per_device"] = "global"
+    """One perturbation for the whole batch, or one for each device's share of it (m-sharpness)."""
+
+    epoch_loop: Literal["auto", "compiled", "python"] = "auto"
+    """A whole epoch as one program, or a loop of compiled steps. auto: compiled, but not on a CPU,
+    where convolutions inside a compiled loop are many times slower."""
+
+    # What is kept
+    output: Path = Path("runs/image_classification")
+    """Folder of the run."""
+
+    resume: bool = False
+    """Go on from the last checkpoint in the output folder."""
+
+    checkpoint_every: int = 1
+    """Epochs between two checkpoints."""
+
+    keep_checkpoints: int = 2
+    """Checkpoints to keep."""
+
+    def __post_init__(self):
+        names = ", ".join(METHODS)
+        _require(self.method in METHODS, "--method", self.method, f"Choose from {names}.")
+        for field in dataclasses.fields(self):
+            choices = get_args(field.type)
+            if choices and all(isinstance(choice, str) for choice in choices):
+                value = getattr(self, field.name)
+                _require(value in choices, _flag(field.name), value, f"Choose from {choices}.")
+        for kind in self.augmentation:
+            kinds = get_args(Augmentation)
+            _require(kind in kinds, "--augmentation", kind, f"Choose from {kinds}.")
+        known = self.noise in NOISE or (self.noise.startswith("human:") and len(self.noise) > 6)
+        _require(known, "--noise", self.noise, f"Choose from {NOISE} or human:ANNOTATION.")
+        for name in (
+            "noise_rate",
+            "down_weight_warmup",
+            "method_starts",
+            "down_weight",
+            "flip_ratio",
+        ):
+            value = getattr(self, name)
+            inside = value is None or 0 <= value <= 1
+            _require(inside, _flag(name), value, "It is a share in [0, 1], not a percentage.")
+        for name in ("rho", "kappa", "weight_decay"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, _flag(name), value, "It is finite and at least 0.")
+        _require(
+            0 < self.learning_rate < math.inf, "--learning-rate", self.learning_rate, "Above 0."
+        )
+        _require(0 <= self.momentum < 1, "--momentum", self.momentum, "It lies in [0, 1).")
+        _require(0 <= self.seed < 2**32, "--seed", self.seed, "It is an integer in [0, 2^32).")
+        for name in (
+            "epochs",
+            "batch_size",
+            "width",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "group_size",
+            "every_k",
+            "subset",
+        ):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, _flag(name), value, "It is at least 1.")
+        wide = self.model == "wide_resnet"
+        _require(
+            not wide or (self.depth >= 10 and (self.depth - 4) % 6 == 0),
+            "--depth",
+            self.depth,
+            "A WideResNet has 6 n + 4 layers: 10, 16, 22, 28, 34, 40.",
+        )
+        _require(
+            not wide or self.width % 16 == 0,
+            "--width",
+            self.width,
+            "The width of a WideResNet is 16 times its widening factor: 160 for WRN-28-10.",
+        )
+        _require(
+            self.group_size is None or self.perturbation == "global",
+            "--perturbation",
+            self.perturbation,
+            "One perturbation per device is a group size of its own: leave --group-size out.",
+        )
+        _require(
+            self.group_size is None or self.batch_size % self.group_size == 0,
+            "--group-size",
+            self.group_size,
+            f"It must divide --batch-size {self.batch_size}.",
+        )
+        _require(
+            self.group_size != 1 or self.norm != "batch",
+            "--norm",
+            self.norm,
+            "Batch normalization mixes examples, so there is no perturbation per example. Choose "
+            "--norm group or --norm layer.",
+        )
+        _require(
+            not self.output.exists() or self.output.is_dir(),
+            "--output",
+            str(self.output),
+            "It must be a folder, but a file has this name.",
+        )
+
+    def to_json(self) -> dict:
+        """The settings as JSON can hold them."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+
+def differences(one: dict, other: dict) -> dict[str, tuple]:
+    """The settings in which two runs differ, of those that may change the results."""
+    return {
+        name: (one.get(name), other.get(name))
+        for name in sorted((one.keys() | other.keys()) - BOOKKEEPING)
+        if one.get(name) != other.get(name)
+    }
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _require(condition: object, flag: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise ValueError(f"{flag}: {value!r} is not valid. {remedy}")

@@ -1,0 +1,78 @@
+"""The methods, each built for a run's settings; all but SGD take the options of the engine."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import optax
+
+import optax_sam
+
+if TYPE_CHECKING:
+    from .config import Config
+
+
+def _ncsam(config: "Config", total_steps: int, start: int, **options: Any):
+    near_noise_rate = min(max(config.noise_rate, 0.1), 0.4)
+    return optax_sam.ncsam(
+        config.rho,
+        kappa=config.kappa,
+        total_steps=total_steps,
+        flip_ratio=near_noise_rate if config.flip_ratio is None else config.flip_ratio,
+        seed=config.seed,
+        warmup_steps=start or None,
+        **options,
+    )
+
+
+METHODS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "sgd": lambda config, **options: optax.identity(),
+    "sam": lambda config, **options: optax_sam.sam(config.rho, **options),
+    "asam": lambda config, **options: optax_sam.asam(config.rho, **options),
+    "saner": lambda config, **options: optax_sam.sam(config.rho, **options),  # + down-weighting
+    "jsam": lambda config, **options: optax_sam.jsam(config.rho, **options),
+    "lsam": lambda config, **options: optax_sam.lsam(config.rho, **options),
+    "ncsam": _ncsam,
+    "gsam": lambda config, **options: optax_sam.gsam(config.rho, **options),
+    "friendly_sam": lambda config, **options: optax_sam.friendly_sam(config.rho, **options),
+    "vasso": lambda config, **options: optax_sam.vasso(config.rho, **options),
+    "wsam": lambda config, **options: optax_sam.wsam(config.rho, **options),
+    "looksam": lambda config, **options: optax_sam.looksam(config.rho, **options),
+}
+
+
+def build(
+    config: "Config", total_steps: int, axis_name: str | None, devices: int, has_aux: bool = True
+) -> optax.GradientTransformationExtraArgs:
+    """The method with its options, to stand in front of the optimizer in the chain.
+
+    Args:
+      config: the settings.
+      total_steps: optimizer steps of the whole run.
+      axis_name: the mapped axis under ``pmap`` and ``shard_map``.
+      devices: number of devices that share a batch.
+      has_aux: whether the objective has auxiliary output, such as batch statistics.
+
+    Returns:
+      The transformation.
+    """
+    options: dict[str, Any] = {"has_aux": has_aux, "axis_name": axis_name}
+    strength = config.down_weight
+    if strength is None and config.method == "saner":
+        strength = 0.5
+    if strength is not None:
+        if warmup := round(config.down_weight_warmup * config.epochs):
+            per_epoch = total_steps // config.epochs
+            strength = optax_sam.linear_warmup_alpha(strength, warmup, per_epoch)
+        options["combination"] = optax_sam.down_weight(strength)
+    if config.group_size is not None:
+        options["group_size"] = config.group_size
+    elif config.perturbation == "per_device" and axis_name is None:
+        options["group_size"] = config.batch_size // devices  # the same, of one sharded program
+    if config.every_k is not None:
+        options["every_k"] = config.every_k
+    start = round(config.method_starts * config.epochs) * (total_steps // config.epochs)
+    if config.method == "ncsam":  # its schedule has to know
+        return METHODS["ncsam"](config, total_steps=total_steps, start=start, **options)
+    if start:
+        options["start_step"] = start
+    return optax.with_extra_args_support(METHODS[config.method](config, **options))

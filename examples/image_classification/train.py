@@ -1,0 +1,369 @@
+"""Trains one network with one method on images with wrong labels.
+
+    python -m examples.image_classification.train                      # digits, in seconds
+    python -m examples.image_classification.train saner-cifar10 --data DIR --output runs/saner
+    python -m examples.image_classification.train saner-cifar10 --help # all flags, with their values
+
+The first word names a set of settings (presets.py), every flag changes one of them. The output folder
+gets config.json, labels.npz, metrics.csv, TensorBoard files, checkpoints, results.json and figures.
+"""
+
+import dataclasses
+import importlib.metadata
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import tyro
+
+from . import figures, logs, methods
+from .checkpoints import Checkpoint, CheckpointError, Checkpoints
+from .config import Config, differences
+from .data import load, mean_and_deviation, noisy_labels, subset
+from .devices import Devices, start_processes
+from .models import make_model
+from .presets import PRESETS
+from .steps import Epochs, Evaluator, Source, TrainState, make_group_probe, make_train_step
+
+PROBE_SIZE = 256
+
+MAY_MOVE = ("data", "human_labels")
+"""A resumed run may find its data elsewhere: the digest of the labels says whether it is the same."""
+
+
+class TrainingDiverged(Exception):
+    """The loss is not finite any more; the message names the last good checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """The processes and devices of a run."""
+
+    distributed: bool = False
+    """This is one process of several. A cluster that JAX knows (Slurm, Cloud TPU, Kubernetes) needs
+    nothing else."""
+
+    coordinator: str | None = None
+    """address:port of process 0, elsewhere."""
+
+    processes: int | None = None
+    """How many processes there are, elsewhere."""
+
+    process: int | None = None
+    """Number of this one, from 0, elsewhere."""
+
+    simulated_devices: int | None = None
+    """CPU devices of this process to pretend, to try things out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Trains one network with one method on images with wrong labels."""
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    processes: tyro.conf.OmitArgPrefixes[Processes] = dataclasses.field(default_factory=Processes)
+
+
+def make_optimizer(
+    config: Config, steps_per_epoch: int, devices: Devices, has_aux: bool = True
+) -> optax.GradientTransformationExtraArgs:
+    """The method, then SGD: weight decay and momentum act on the method's gradient."""
+    total = steps_per_epoch * config.epochs
+    rate: optax.ScalarOrSchedule = config.learning_rate
+    if config.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(rate, total)
+    elif config.schedule == "multistep":
+        falls = [steps_per_epoch * (config.epochs * quarter // 4) for quarter in (2, 3)]
+        rate = optax.piecewise_constant_schedule(rate, dict.fromkeys(falls, 0.1))
+    return optax.with_extra_args_support(
+        optax.chain(
+            methods.build(config, total, devices.axis_name, devices.count, has_aux),
+            optax.add_decayed_weights(config.weight_decay),
+            optax.sgd(rate, config.momentum or None),
+        )
+    )
+
+
+class Run:
+    """One run: its data, its functions and its folder."""
+
+    def __init__(self, config: Config, devices: list[jax.Device] | None = None):
+        self.config = config
+        self.devices = Devices(config.parallel, devices)
+        self.writes = jax.process_index() == 0  # one process of several keeps the folder
+        data = load(config.data, config.human_labels)
+        self.data = data if config.subset is None else subset(data, config.subset, config.seed)
+        self.labels = noisy_labels(self.data, config.noise, config.noise_rate, config.seed)
+        self._check_sizes()
+        self.steps_per_epoch = len(self.data.labels) // config.batch_size
+
+        average, deviation = mean_and_deviation(self.data.images)
+        source = Source(self.data.images, self.labels.labels, average, deviation)
+        tx = make_optimizer(config, self.steps_per_epoch, self.devices)
+        local = config.perturbation == "per_device" and config.method != "sgd"
+        # Under pmap and shard_map, batch statistics are the whole batch's, or those of the examples
+        # that share a perturbation.
+        model = make_model(config, self.data.num_classes, None if local else self.devices.axis_name)
+        unmapped = make_model(config, self.data.num_classes)  # to initialize and to evaluate
+        self.epochs = Epochs(
+            config, source, self.devices, make_train_step(model, tx, self.devices.axis_name, local)
+        )
+        self.evaluator = Evaluator(unmapped, self.devices, source)
+        self.train_chunks = self.evaluator.chunks(self.data.images)
+        self.test_chunks = self.evaluator.chunks(self.data.test_images)
+        self.probe = make_group_probe(unmapped, self.devices, source, config.rho)
+        self._initialize = lambda: _initial_state(unmapped, tx, config.seed, self.data.images[:1])
+
+    def _check_sizes(self) -> None:
+        config, count = self.config, self.devices.count
+        if config.batch_size > len(self.data.labels):
+            raise ValueError(
+                f"--batch-size: {config.batch_size} is more than the {len(self.data.labels)} training "
+                "examples. Make it smaller."
+            )
+        if config.batch_size % count or (config.batch_size // count) % (config.group_size or 1):
+            raise ValueError(
+                f"--batch-size: {config.batch_size} cannot be cut into equal shares for {count} devices"
+                + (f" in groups of {config.group_size}" if config.group_size else "")
+                + ". Make it a multiple of their product."
+            )
+
+    def initial_state(self) -> Any:
+        """The first state, as NumPy arrays."""
+        return jax.tree.map(np.asarray, self._initialize())
+
+    def train_epoch(self, state: TrainState, epoch: int, terminal: logs.Terminal):
+        """One epoch: the new state and its row of numbers."""
+        start = time.perf_counter()
+        done, metrics = self.steps_per_epoch * (epoch - 1), []
+        for new_state, step_metrics in self.epochs.run(state, epoch):
+            state = new_state
+            metrics.append(step_metrics)
+            done += 1
+            terminal.step(done, f"epoch {epoch}")
+        jax.block_until_ready(state)
+        seconds = time.perf_counter() - start
+        terminal.step(self.steps_per_epoch * epoch, f"epoch {epoch}")
+        metrics = [self.devices.fetch(one) for one in metrics]
+        names = ["loss", "train_accuracy", *(metrics[0].keys() - {"loss", "train_accuracy"})]
+        row = {"epoch": epoch}
+        row |= {
+            name: float(np.mean(np.concatenate([np.atleast_1d(one[name]) for one in metrics])))
+            for name in names
+        }
+        used = self.steps_per_epoch * self.config.batch_size
+        row |= {
+            "images_per_second": used / seconds,
+            "input_share": self.epochs.input_seconds / seconds,
+            "seconds": seconds,
+        }
+        return state, row
+
+    def evaluate(self, state: TrainState) -> tuple[dict[str, float], np.ndarray]:
+        """The accuracies after an epoch, and the predictions on the training images.
+
+        A share of no examples is left out.
+        """
+        data, noisy = self.data, self.labels
+        predicted = self.evaluator.predictions(state, self.train_chunks, len(data.labels))
+        tested = self.evaluator.predictions(state, self.test_chunks, len(data.test_labels))
+        fitted, wrong = predicted == noisy.labels, noisy.changed
+        row = {"test_accuracy": float(np.mean(tested == data.test_labels))}
+        if not wrong.all():
+            row["clean_fit"] = float(np.mean(fitted[~wrong]))
+        if wrong.any():
+            row["memorized"] = float(np.mean(fitted[wrong]))
+            row["recovered"] = float(np.mean((predicted == data.labels)[wrong]))
+        return row, predicted
+
+    def group_shares(self, state: TrainState) -> dict[str, float]:
+        """The shares of SANER's groups of coordinates on the first examples."""
+        state = self.devices.fetch(state)
+        images, labels = self.data.images[:PROBE_SIZE], self.labels.labels[:PROBE_SIZE]
+        shares = self.probe(state._replace(opt_state=()), images, labels)
+        return {f"group_{name}": float(share) for name, share in shares.items()}
+
+
+def train(config: Config, processes: Processes | None = None) -> dict[str, Any]:
+    """Trains a network, and keeps everything in the output folder.
+
+    Args:
+      config: the settings.
+      processes: how the processes of a run find each other.
+
+    Returns:
+      The results: numbers of the last and the best epoch.
+    """
+    processes = processes or Processes()
+    if processes.simulated_devices:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", processes.simulated_devices)
+    if processes.distributed:
+        start_processes(processes.coordinator, processes.processes, processes.process)
+    run = Run(config)
+    folder = config.output
+    _check_folder(run)
+    checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
+    try:
+        state = run.initial_state()
+        saved = checkpoints.restore(state) if config.resume else None
+        if saved is not None:
+            _check_same_run(run, saved, folder)
+            state = saved.state
+        return _train_from(run, checkpoints, saved, state)
+    finally:
+        checkpoints.close()
+
+
+def _train_from(
+    run: Run, checkpoints: Checkpoints, saved: Checkpoint | None, state: Any
+) -> dict[str, Any]:
+    config, folder = run.config, run.config.output
+    rows: list[logs.Row] = saved.record["rows"] if saved else []
+    first = len(rows) + 1
+    record = {"config": config.to_json(), "labels_sha256": run.labels.digest}
+    board = None
+    if run.writes:
+        logs.write_json(folder / "config.json", record["config"])
+        _write_labels(run)
+        board = logs.TensorBoard(folder / "tensorboard", first)
+    state = run.devices.replicate(state)
+    predicted = None
+    with logs.terminal(
+        config.epochs * run.steps_per_epoch, (first - 1) * run.steps_per_epoch, run.writes
+    ) as terminal:
+        terminal.say(_headline(run))
+        if saved:
+            terminal.say(f"resumed behind epoch {saved.epoch}")
+        for epoch in range(first, config.epochs + 1):
+            state, row = run.train_epoch(state, epoch, terminal)
+            if not np.isfinite(row["loss"]):
+                good = checkpoints.latest()
+                raise TrainingDiverged(
+                    f"the loss of epoch {epoch} is {row['loss']}: training stops. "
+                    + (
+                        f"The last good checkpoint is {good}."
+                        if good
+                        else "There is no checkpoint."
+                    )
+                    + " Lower --learning-rate or --rho."
+                )
+            accuracies, predicted = run.evaluate(state)
+            row |= accuracies | run.group_shares(state)
+            rows.append(row)
+            terminal.epoch(row, config.epochs)
+            if epoch % config.checkpoint_every == 0 or epoch == config.epochs:
+                checkpoints.save(epoch, run.devices.fetch(state), record | {"rows": rows})
+            if run.writes:
+                logs.write_csv(folder / "metrics.csv", rows)
+                board.write(row)
+    if predicted is None:  # resumed behind the last epoch
+        predicted = run.evaluate(state)[1]
+    results = _results(run, rows)
+    if run.writes:
+        board.close()
+        logs.write_json(folder / "results.json", results)
+        figures.plot_run(folder, rows, run.data.labels, predicted, run.labels.changed)
+    return results
+
+
+def _initial_state(model: Any, tx: Any, seed: int, images: np.ndarray) -> TrainState:
+    def initialize():
+        variables = model.init(jax.random.key(seed), jax.numpy.zeros(images.shape), training=False)
+        params = variables["params"]
+        return TrainState(params, variables.get("batch_stats", {}), tx.init(params))
+
+    return jax.jit(initialize)()
+
+
+def _check_folder(run: Run) -> None:
+    """A folder that holds a run is not written over."""
+    path = run.config.output / "config.json"
+    if path.exists() and not run.config.resume:
+        raise FileExistsError(
+            f"--output: {run.config.output} already holds a run. Pass --resume to go on with it, or "
+            "name another folder."
+        )
+    if run.writes:
+        run.config.output.mkdir(parents=True, exist_ok=True)
+
+
+def _check_same_run(run: Run, saved: Checkpoint, folder: Any) -> None:
+    changed = differences(saved.record["config"], run.config.to_json())
+    changed = {name: pair for name, pair in changed.items() if name not in MAY_MOVE}
+    if changed:
+        listed = ", ".join(
+            f"{name}: {old!r} then, {new!r} now" for name, (old, new) in changed.items()
+        )
+        raise ValueError(
+            f"--resume: the run in {folder} has other settings ({listed}). Take its settings, or name "
+            "another --output."
+        )
+    then, now = saved.record["labels_sha256"], run.labels.digest
+    if then != now:
+        raise ValueError(
+            f"--resume: the run in {folder} was trained on other labels (SHA-256 {then[:12]} then, "
+            f"{now[:12]} now). Is --data the same?"
+        )
+
+
+def _write_labels(run: Run) -> None:
+    """The labels that were trained on, to tell whether two runs saw the same."""
+    path = run.config.output / "labels.npz"
+    temporary = path.with_name(".labels.tmp.npz")
+    np.savez_compressed(
+        temporary,
+        labels=run.labels.labels,
+        changed=run.labels.changed,
+        sha256=np.array(run.labels.digest),
+    )
+    temporary.replace(path)
+
+
+def _headline(run: Run) -> str:
+    config, data = run.config, run.data
+    return (
+        f"{config.method} on {data.name}: {len(data.labels):,} images, "
+        f"{100 * run.labels.changed.mean():.1f} % wrong labels ({config.noise}), {config.model}, "
+        f"{run.devices.count} {jax.devices()[0].platform} device(s), {config.parallel}"
+    )
+
+
+def _results(run: Run, rows: list[logs.Row]) -> dict[str, Any]:
+    best = max(rows, key=lambda row: row["test_accuracy"])
+    packages = ("jax", "jaxlib", "flax", "optax", "optax_sam", "orbax-checkpoint", "numpy")
+    return {
+        "last": rows[-1],
+        "best": best,
+        "config": run.config.to_json(),
+        "labels_sha256": run.labels.digest,
+        "wrong_labels": float(run.labels.changed.mean()),
+        "device": jax.devices()[0].device_kind,
+        "devices": run.devices.count,
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0].startswith("-"):
+        arguments = ["digits", *arguments]
+    commands = {name: (what, Command(config)) for name, (what, config) in PRESETS.items()}
+    try:
+        command = tyro.extras.overridable_config_cli(commands, args=arguments)
+        results = train(command.config, command.processes)
+    except (ValueError, OSError, CheckpointError, TrainingDiverged) as error:
+        sys.exit(f"error: {error}")
+    if jax.process_index() == 0:
+        last = results["last"]
+        print(
+            f"test accuracy {100 * last['test_accuracy']:.1f} %, files in {command.config.output}"
+        )
+
+
+if __name__ == "__main__":
+    main()
