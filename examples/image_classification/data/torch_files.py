@@ -5,6 +5,7 @@ per storage, ``data/0``, ``data/1`` and so on. Before, it was five pickles in a 
 storages, each after its number of elements as a little-endian int64.
 """
 
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -68,10 +69,8 @@ def _read_zip(stream: BinaryIO) -> dict[str, Any]:
         if len(members) != 1:
             raise pickle.UnpicklingError(f"it is a zip archive with {len(members)} data.pkl")
         folder = members[0].removesuffix(".pkl")
-        with archive.open(members[0]) as pickled:
-            unpickler = _TorchUnpickler(pickled)
-            root = unpickler.load()
-            pickled.read()  # to its end, where the checksum is compared
+        unpickler = _TorchUnpickler(io.BytesIO(archive.read(members[0])))
+        root = unpickler.load()
         for key, storage in unpickler.storages.items():
             storage.fill(archive.read(f"{folder}/{key}"))
     return dictionary(root)

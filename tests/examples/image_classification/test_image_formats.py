@@ -218,11 +218,12 @@ def test_human_labels_in_a_torch_file_of_the_data_folder_are_found(write, tmp_pa
     check_human(dataset, human)
 
 
-def test_human_labels_beside_the_extracted_folder_are_found(tmp_path):
+@pytest.mark.parametrize("folder", [".", "cifar-10-batches-py"])
+def test_human_labels_beside_the_extracted_folder_or_in_it_are_found(folder, tmp_path):
     data = image_files.arrays()
     image_files.write_cifar10(tmp_path / "cifar-10-batches-py", data)
     human = image_files.human_labels(data[1])
-    torch_of_arrays(tmp_path / "CIFAR-10_human.pt", human)
+    torch_of_arrays(tmp_path / folder / "CIFAR-10_human.pt", human)
 
     check_human(load(tmp_path), human)
 
