@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam._hyperparameters import ScheduleState, check_integer
+from optax_sam.convolutions import inside_control_flow
 
 Result = TypeVar("Result")
 
@@ -46,5 +47,5 @@ class AscentSchedule:
         )
         if self.stop_step is not None:
             is_ascent_step &= count < self.stop_step
-        result = jax.lax.cond(is_ascent_step, ascent_step, step_between)
+        result = jax.lax.cond(is_ascent_step, inside_control_flow(ascent_step), step_between)
         return result, ScheduleState(count=optax.safe_increment(count))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import _axes, _tree
-from optax_sam.convolutions import canonical_convolutions
+from optax_sam.convolutions import inside_control_flow
 from optax_sam.evaluations import value_and_gradients
 from optax_sam.objectives import Objective, require_objective
 
@@ -102,8 +102,7 @@ def _mean_over_loop(
     """The mean of a function over the leading axis, in the memory of one call."""
     if count == 1:
         return function(jax.tree.map(lambda x: x[0], slices))
-    if jax.default_backend() == "cpu":
-        function = canonical_convolutions(function)
+    function = inside_control_flow(function)
     first = jax.tree.map(lambda x: x[0], slices)
     result = jax.eval_shape(function, first)
     leaves, treedef = jax.tree.flatten(result)

@@ -142,11 +142,13 @@ def plot(groups: dict[str, list[FinishedRun]]) -> Figure:
         colors = matplotlib.color_sequences["tab20"]
         for axes, (measure, title) in zip(panels, titles.items(), strict=True):
             for index, (name, members) in enumerate(groups.items()):
-                length = min(len(run.rows) for run in members)
-                values = 100 * np.array(
-                    [[row.get(measure, np.nan) for row in run.rows[:length]] for run in members]
-                )
-                epochs, color = np.arange(1, length + 1), colors[index % len(colors)]
+                measured = [
+                    {row["epoch"]: row[measure] for row in run.rows if measure in row}
+                    for run in members
+                ]
+                epochs = sorted(set.intersection(*(set(one) for one in measured)))
+                values = 100 * np.array([[one[epoch] for epoch in epochs] for one in measured])
+                color = colors[index % len(colors)]
                 mean, deviation = values.mean(axis=0), values.std(axis=0)
                 axes.plot(epochs, mean, label=name, color=color)
                 axes.fill_between(

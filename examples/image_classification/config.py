@@ -123,6 +123,10 @@ class Config:
     where convolutions inside a compiled loop are many times slower."""
 
     # What is kept
+    evaluate_every: int = 1
+    """Epochs between two evaluations on all training and test images; the last one is always
+    evaluated."""
+
     output: Path = Path("runs/image_classification")
     """Folder of the run."""
 
@@ -171,6 +175,7 @@ class Config:
             "batch_size",
             "width",
             "checkpoint_every",
+            "evaluate_every",
             "keep_checkpoints",
             "group_size",
             "every_k",

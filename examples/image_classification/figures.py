@@ -58,13 +58,12 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def plot_lines(axes, rows: list[Row], curves: dict[str, tuple[str, str]]) -> None:
-    """The shares in percent, over the epochs."""
-    epochs = [row["epoch"] for row in rows]
-    marker = "o" if len(rows) == 1 else None
+    """The shares in percent, over the epochs that were evaluated."""
     for name, (label, color) in curves.items():
-        if name in rows[0]:
-            values = [100 * row[name] for row in rows]
-            axes.plot(epochs, values, label=label, color=color, marker=marker)
+        points = [(row["epoch"], 100 * row[name]) for row in rows if name in row]
+        if points:
+            marker = "o" if len(points) == 1 else None
+            axes.plot(*zip(*points, strict=True), label=label, color=color, marker=marker)
     axes.set_xlabel("epoch")
 
 

@@ -251,8 +251,9 @@ def _train_from(
                     )
                     + " Lower --learning-rate or --rho."
                 )
-            accuracies, predicted = run.evaluate(state)
-            row |= accuracies | run.group_shares(state)
+            if epoch % config.evaluate_every == 0 or epoch == config.epochs:
+                accuracies, predicted = run.evaluate(state)
+                row |= accuracies | run.group_shares(state)
             rows.append(row)
             terminal.epoch(row, config.epochs)
             if epoch % config.checkpoint_every == 0 or epoch == config.epochs:
@@ -333,7 +334,7 @@ def _headline(run: Run) -> str:
 
 
 def _results(run: Run, rows: list[logs.Row]) -> dict[str, Any]:
-    best = max(rows, key=lambda row: row["test_accuracy"])
+    best = max(rows, key=lambda row: row.get("test_accuracy", -1.0))
     packages = ("jax", "jaxlib", "flax", "optax", "optax_sam", "orbax-checkpoint", "numpy")
     return {
         "last": rows[-1],

@@ -12,7 +12,7 @@ from jax import lax
 
 from optax_sam import _masks, _tree
 from optax_sam._hyperparameters import check_integer
-from optax_sam.convolutions import canonical_convolutions
+from optax_sam.convolutions import inside_control_flow
 from optax_sam.objectives import Objective, require_objective
 from optax_sam.per_example.ascent import ascend, clean_gradients
 from optax_sam.per_example.descent import EVALUATIONS, Evaluation, descend
@@ -201,8 +201,8 @@ def _means_over_batch(
     share_of: Callable[..., PerExampleResult] = functools.partial(
         _share_of_chunk, traced, plan, evaluation
     )
-    if plan.has_convolution and jax.default_backend() == "cpu":
-        share_of = canonical_convolutions(share_of)
+    if plan.has_convolution:
+        share_of = inside_control_flow(share_of)
     if size == batch_size:
         return share_of(leaves, rho, traced.examples)
     count, remainder = divmod(batch_size, size)

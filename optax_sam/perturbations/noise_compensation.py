@@ -9,6 +9,7 @@ import optax
 
 from optax_sam import _tree
 from optax_sam._hyperparameters import Hyperparameter, check_integer, check_number
+from optax_sam.convolutions import inside_control_flow
 from optax_sam.evaluations import value_and_gradients
 from optax_sam.objectives import Objective, require_objective
 
@@ -103,7 +104,9 @@ def add_noise_compensation(
             return _tree.linear(jnp.ones([], dtype), updates, s, gradient)
 
         if start_step:
-            compensated = jax.lax.cond(state.count >= start_step, compensate, lambda: updates)
+            has_started = state.count >= start_step
+            branch = inside_control_flow(compensate)
+            compensated = jax.lax.cond(has_started, branch, lambda: updates)
         else:
             compensated = compensate()
         count = optax.safe_increment(state.count)
