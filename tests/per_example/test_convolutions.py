@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import optax_sam
 from optax_sam import _jaxprs
 from optax_sam.convolutions import canonical_convolutions, has_convolution
 
@@ -163,3 +164,28 @@ def test_scan_split():
 
     (equation,) = jax.make_jaxpr(loop)(2.0, 3.0, jnp.ones((4, 2))).jaxpr.eqns
     assert _jaxprs.scan_split(equation) == (2, 2)
+
+
+@pytest.mark.parametrize("options", [{"every_k": 2}, {"start_step": 3}, {"stop_step": 3}])
+def test_a_step_that_may_be_skipped_keeps_its_convolutions_fast(options):
+    """A branch of ``lax.cond`` is as slow as a loop, and the whole second gradient stands in one."""
+    images, kernel = arrays((2, 6, 6, 3), (3, 3, 3, 4))
+
+    def loss_of_layer(kernel):
+        return jnp.sum(
+            jnp.sin(
+                lax.conv_general_dilated(
+                    images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                )
+            )
+        )
+
+    tx = optax_sam.sam(0.1, **options)
+    state = tx.init(kernel)
+
+    def update(grads):
+        return tx.update(grads, state, kernel, loss_fn=loss_of_layer)[0]
+
+    found = layouts(update, kernel)
+    assert len(found) >= 2
+    assert set(found) == {NHWC}

@@ -1,0 +1,66 @@
+"""Turns the table of a sweep into a table of guidance: one line per method.
+
+python examples/label_noise/guidance.py docs/results/rho_sweep.csv docs/results/rho_guidance.csv
+"""
+
+import csv
+import io
+import sys
+from pathlib import Path
+
+from report import write_atomically
+
+TEST = "test accuracy, last epoch [%]"
+MEMORIZED = "wrong labels memorized [%]"
+AS_GOOD = 1.5  # points of test accuracy
+COLLAPSED = 10.0
+
+
+def accuracy(row: dict[str, str]) -> float:
+    """The mean of a cell ``mean ± deviation``."""
+    return float(row[TEST].split(" ")[0])
+
+
+def setting(row: dict[str, str], names: tuple[str, ...] = ("rho", "alpha", "kappa")) -> str:
+    """The settings of a row, ``ρ = 0.2, α = 0.5``."""
+    letters = {"rho": "ρ", "alpha": "α", "kappa": "κ"}
+    return ", ".join(f"{letters[name]} = {row[name]}" for name in names if row[name])
+
+
+def guidance(rows: list[dict[str, str]]) -> dict[str, str]:
+    """The line of one method, from its rows of the sweep."""
+    best = max(rows, key=accuracy)
+    same_strength = [
+        row for row in rows if (row["alpha"], row["kappa"]) == (rows[0]["alpha"], rows[0]["kappa"])
+    ]
+    good = [row["rho"] for row in same_strength if accuracy(row) >= accuracy(best) - AS_GOOD]
+    collapsed = [
+        row["rho"]
+        for row in same_strength
+        if accuracy(row) < accuracy(best) - COLLAPSED and float(row["rho"]) > float(best["rho"])
+    ]
+    return {
+        "method": best["method"],
+        "best": setting(best),
+        TEST: best[TEST],
+        MEMORIZED: best[MEMORIZED],
+        f"ρ within {AS_GOOD:g} points": " to ".join(dict.fromkeys([good[0], good[-1]])),
+        "ρ that no longer learns": f"from {collapsed[0]}" if collapsed else "none tried",
+    }
+
+
+def main(sweep: Path, output: Path) -> None:
+    """Reads the sweep and writes the guidance."""
+    methods: dict[str, list[dict[str, str]]] = {}
+    for row in csv.DictReader(io.StringIO(sweep.read_text(encoding="utf-8"))):
+        methods.setdefault(row["method"], []).append(row)
+    lines = [guidance(rows) for name, rows in methods.items() if name != "SGD"]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_atomically(output, file.getvalue().encode())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
