@@ -351,7 +351,8 @@ def _results(run: Run, rows: list[logs.Row]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0].startswith("-"):
+    names_no_preset = not arguments or arguments[0].startswith("-")
+    if names_no_preset and arguments[:1] not in (["-h"], ["--help"]):
         arguments = ["digits", *arguments]
     commands = {name: (what, Command(config)) for name, (what, config) in PRESETS.items()}
     try:

@@ -1,0 +1,286 @@
+"""The image program as a user runs it: files, resuming, being killed, several processes, comparing."""
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples.image_classification import compare, logs, train
+from examples.image_classification.compare import Comparison
+from examples.image_classification.config import Config
+
+ROOT = Path(__file__).parents[3]
+TINY = Config(
+    subset=64, batch_size=32, width=16, method="sam", epochs=2, learning_rate=0.02, momentum=0.5
+)
+FLAGS = shlex.split("--subset 64 --batch-size 32 --width 16 --method saner --learning-rate 0.02")
+FILES = {
+    "config.json",
+    "labels.npz",
+    "metrics.csv",
+    "results.json",
+    "curves.png",
+    "confusion.png",
+    "tensorboard",
+    "checkpoints",
+}
+TIMES = {"seconds", "images_per_second", "input_share"}
+
+
+def without_times(rows):
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def checkpoint_record(folder, epoch):
+    return json.loads((folder / "checkpoints" / str(epoch) / "record" / "metadata").read_text())
+
+
+def test_a_run_writes_its_files_and_resumes_to_the_same_bits(tmp_path):
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    results = train.train(dataclasses.replace(TINY, output=straight))
+    assert {path.name for path in straight.iterdir()} == FILES
+    assert results["last"]["epoch"] == 2
+
+    # As a run that was killed behind its first epoch, whose files told of a second already.
+    train.train(dataclasses.replace(TINY, output=resumed))
+    (resumed / "checkpoints" / "2").rename(tmp_path / "second")
+    train.train(dataclasses.replace(TINY, output=resumed, resume=True))
+
+    one, other = checkpoint_record(straight, 2), checkpoint_record(resumed, 2)
+    assert one["arrays_sha256"] == other["arrays_sha256"]
+    assert without_times(one["rows"]) == without_times(other["rows"])
+    rows = logs.read_csv(resumed / "metrics.csv")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert without_times(rows) == without_times(logs.read_csv(straight / "metrics.csv"))
+
+    with np.load(straight / "labels.npz") as labels:
+        assert labels["changed"].mean() == pytest.approx(0.4, abs=0.01)
+        assert str(labels["sha256"]) == results["labels_sha256"]
+
+    with pytest.raises(FileExistsError, match=r"--output: .*already holds a run.*--resume"):
+        train.train(dataclasses.replace(TINY, output=straight))
+    with pytest.raises(ValueError, match=r"other settings \(rho: 0.1 then, 0.2 now\)"):
+        train.train(dataclasses.replace(TINY, output=straight, resume=True, rho=0.2))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    wild = dataclasses.replace(TINY, method="sgd", learning_rate=1e30, output=tmp_path)
+    with pytest.raises(
+        train.TrainingDiverged, match=r"loss of epoch 1 is .*There is no checkpoint"
+    ):
+        train.train(wild)
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_divergence_names_the_last_good_checkpoint(tmp_path, monkeypatch):
+    ordinary = train.Run.train_epoch
+
+    def diverging(self, state, epoch, terminal):
+        state, row = ordinary(self, state, epoch, terminal)
+        return state, row | ({"loss": float("nan")} if epoch == 2 else {})
+
+    monkeypatch.setattr(train.Run, "train_epoch", diverging)
+    with pytest.raises(train.TrainingDiverged, match=r"epoch 2 is nan.*checkpoints/1\."):
+        train.train(dataclasses.replace(TINY, output=tmp_path))
+    assert not (tmp_path / "checkpoints" / "2").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "sgld"}, r"--method: 'sgld'.*Choose from sgd, sam"),
+        ({"noise": "human:"}, r"--noise: 'human:'"),
+        ({"noise_rate": 40}, r"--noise-rate: 40.*not a percentage"),
+        ({"group_size": 3}, r"--group-size: 3.*must divide --batch-size 128"),
+        ({"group_size": 1, "norm": "batch"}, r"--norm: 'batch'.*mixes examples"),
+        (
+            {"group_size": 8, "perturbation": "per_device"},
+            r"--perturbation.*leave --group-size out",
+        ),
+        ({"model": "wide_resnet", "depth": 29}, r"--depth: 29.*6 n \+ 4"),
+        ({"model": "resnet"}, r"--model: 'resnet'.*Choose from"),
+        ({"augmentation": ("mixup",)}, r"--augmentation: 'mixup'"),
+        ({"rho": -0.1}, r"--rho: -0.1"),
+        ({"epochs": 0}, r"--epochs: 0"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**settings)
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"--batch-size: 128 is more than the 64 training examples"
+    ):
+        train.train(dataclasses.replace(TINY, batch_size=128, output=tmp_path))
+
+
+def fake_run(folder, method, seed, accuracies, digest="a"):
+    config = dataclasses.replace(TINY, method=method, seed=seed).to_json()
+    rows = [
+        {"epoch": epoch, "test_accuracy": accuracy, "memorized": 0.5, "images_per_second": 100.0}
+        for epoch, accuracy in enumerate(accuracies, 1)
+    ]
+    best = max(rows, key=lambda row: row["test_accuracy"])
+    results = {"config": config, "last": rows[-1], "best": best, "labels_sha256": digest}
+    folder.mkdir()
+    logs.write_json(folder / "results.json", results)
+    logs.write_csv(folder / "metrics.csv", rows)
+    return folder
+
+
+def test_compare_makes_one_line_per_setting(tmp_path, capsys):
+    folders = (
+        fake_run(tmp_path / "a", "sgd", 0, [0.5, 0.4]),
+        fake_run(tmp_path / "b", "sgd", 1, [0.6, 0.6]),
+        fake_run(tmp_path / "c", "sam", 0, [0.7, 0.8], digest="b"),
+    )
+    rows = compare.compare(Comparison(folders, tmp_path / "out"))
+    assert [row["run"] for row in rows] == ["sgd", "sam"]
+    assert rows[0]["test, last epoch"] == pytest.approx(50)
+    assert rows[0]["test, last epoch, deviation"] == pytest.approx(100 * np.std([0.4, 0.6], ddof=1))
+    assert rows[0]["test, best epoch"] == pytest.approx(55)
+    assert np.isnan(rows[1]["correct labels fitted"])
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| sgd | 2 | 50.0 ± 14.1 | 55.0 ± 7.1 | – |" in table
+    assert "seed 0: the runs were trained on 2 different sets of labels" in table
+    assert len((tmp_path / "out" / "table.csv").read_text().splitlines()) == 3
+    assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_refuses_what_is_no_finished_run(tmp_path):
+    with pytest.raises(ValueError, match=r"no run.*results\.json is missing"):
+        compare.read_run(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="training has not finished"):
+        compare.read_run(tmp_path)
+    run = fake_run(tmp_path / "a", "sgd", 0, [0.5])
+    with pytest.raises(ValueError, match="the same run"):
+        compare.compare(Comparison((run, run), tmp_path / "out"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Programs that one process has compiled, for the next."""
+    return tmp_path_factory.mktemp("compilation_cache")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The results of one process with one device."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    config = dataclasses.replace(TINY, method="saner", norm="batch", momentum=0.9, output=folder)
+    return train.train(config)
+
+
+def start(module, *flags, cache, **options):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+    command = [sys.executable, "-m", f"examples.image_classification.{module}", *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **(pipes | options))
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path, cache):
+    flags = ["digits", *FLAGS, "--epochs", "8"]
+    killed = tmp_path / "killed"
+    finish(start("train", *flags, "--output", str(tmp_path / "straight"), cache=cache))
+
+    folder = killed / "checkpoints"
+
+    def saving(epoch):
+        """A save of this epoch or a later one is under way."""
+        names = [path.name for path in folder.glob("*tmp*")] if folder.exists() else []
+        return any(int(name.split(".")[0]) >= epoch for name in names)
+
+    moments = [
+        lambda: (folder / "2").exists(),  # behind a save
+        lambda: saving(4),  # during one
+        lambda: saving(6),
+    ]
+    for moment in moments:
+        resume = ["--resume"] if killed.exists() else []
+        process = start("train", *flags, *resume, "--output", str(killed), cache=cache)
+        wait_for(moment, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        complete = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+        known = len(logs.read_csv(killed / "metrics.csv"))
+        assert max(complete) >= known  # what was told is not lost
+    output = finish(start("train", *flags, "--resume", "--output", str(killed), cache=cache))
+    assert "resumed behind epoch" in output
+
+    one, other = (checkpoint_record(run, 8) for run in (tmp_path / "straight", killed))
+    assert one["arrays_sha256"] == other["arrays_sha256"]
+    assert without_times(one["rows"]) == without_times(other["rows"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["jit", "shard_map", "pmap"])
+def test_two_processes_with_two_devices_give_the_result_of_one(mode, tmp_path, cache, alone):
+    """The documented command."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path / "run"
+    flags = ["digits", *FLAGS, "--norm", "batch", "--epochs", "2", "--parallel", mode]
+    flags += ["--output", str(folder), "--distributed", "--coordinator", f"127.0.0.1:{port}"]
+    flags += ["--processes", "2", "--simulated-devices", "2"]
+    processes = [start("train", *flags, "--process", str(number), cache=cache) for number in (0, 1)]
+    outputs = [finish(process) for process in processes]
+    assert "4 cpu device(s)" in outputs[0]
+    assert "epoch" not in outputs[1]  # one process tells
+
+    together = json.loads((folder / "results.json").read_text())
+    assert together["devices"] == 4
+    for name in ("loss", "train_accuracy", "test_accuracy", "memorized", "down_weighted"):
+        assert together["last"][name] == pytest.approx(alone["last"][name], rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_the_command_line(cache):
+    assert "saner-cifar10-short" in finish(start("train", "--help", cache=cache))
+    assert "--down-weight" in finish(start("train", "saner-cifar10", "--help", cache=cache))
+    process = start("train", "--rho", "-1", cache=cache)
+    message, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert message.strip().endswith("It is finite and at least 0.")
+    assert "Traceback" not in message
+
+
+def test_the_nnx_page_learns(capsys):
+    from examples.image_classification import train_nnx
+
+    config = Config(subset=256, batch_size=32, width=16, method="jsam", rho=0.05, epochs=4)
+    accuracy = train_nnx.main(dataclasses.replace(config, learning_rate=0.02, noise_rate=0.2))
+    assert accuracy > 0.5
+    assert capsys.readouterr().out.count("epoch") == 4
