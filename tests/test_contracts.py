@@ -9,7 +9,11 @@ import pytest
 import optax_sam
 from tests.registry import METHODS, apply_fn, objective, problem
 
-pytestmark = pytest.mark.parametrize("name", METHODS)
+# The crossings with SANER share the code of the methods: they run on one of CI's two Pythons.
+pytestmark = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if "+" in name else name for name in METHODS],
+)
 
 
 def assert_same(left, right):
