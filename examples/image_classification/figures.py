@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .logs import Row
 
@@ -65,20 +66,27 @@ def plot_lines(axes, rows: list[Row], curves: dict[str, tuple[str, str]]) -> Non
             marker = "o" if len(points) == 1 else None
             axes.plot(*zip(*points, strict=True), label=label, color=color, marker=marker)
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def legend_below(axes) -> None:
+    """A legend that hides no line."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2, fontsize=8)
 
 
 def _curves(rows: list[Row]) -> Figure:
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    figure = Figure(figsize=(13, 3.9), layout="constrained")
     accuracy, loss, groups = figure.subplots(1, 3)
     plot_lines(accuracy, rows, CURVES)
     accuracy.set(ylabel="share of examples, %", ylim=(0, 100))
-    accuracy.legend(fontsize=8)
+    legend_below(accuracy)
     loss.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], color="#333333")
     loss.set(xlabel="epoch", ylabel="training loss (noisy labels)")
+    loss.xaxis.set_major_locator(MaxNLocator(integer=True))
     plot_lines(groups, rows, GROUPS)
     groups.set(ylabel="share of coordinates, %", ylim=(0, 100))
     groups.set_title("groups by r = g'/g at SAM's perturbation", fontsize=10)
-    groups.legend(fontsize=8)
+    legend_below(groups)
     return figure
 
 
