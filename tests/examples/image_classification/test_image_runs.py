@@ -270,11 +270,15 @@ def test_two_processes_with_two_devices_give_the_result_of_one(mode, tmp_path, c
 def test_the_command_line(cache):
     assert "saner-cifar10-short" in finish(start("train", "--help", cache=cache))
     assert "--down-weight" in finish(start("train", "saner-cifar10", "--help", cache=cache))
-    process = start("train", "--rho", "-1", cache=cache)
-    message, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert message.strip().endswith("It is finite and at least 0.")
-    assert "Traceback" not in message
+    for flags, code, said in [
+        (["--rho", "-1"], 2, "--rho: -1.0 is not valid. It is finite and at least 0."),
+        (["--batch-size", "5000"], 1, "is more than the 1297 training examples."),
+    ]:
+        process = start("train", *flags, cache=cache)
+        message, _ = process.communicate(timeout=120)
+        assert process.returncode == code
+        assert said in " ".join(message.replace("│", " ").split())  # without the box around it
+        assert "Traceback" not in message
 
 
 def test_the_nnx_page_learns(capsys):
