@@ -161,8 +161,9 @@ def main(arguments: list[str] | None = None) -> None:
             f"--rounds must be a multiple of 5 (some methods act every 5 steps), got {options.rounds}"
         )
     report = Report(options.output)
-    busy = f" Load before the run: {os.getloadavg()[0]:.1f}." if options.time else ""
-    report.text("machine", f"{machine()}.{busy}\n")
+    print(f"{machine()}\n")
+    if options.time:
+        report.text("machine", f"{machine()}. Load before the run: {os.getloadavg()[0]:.1f}.\n")
     for part in options.parts:
         RUN[part](options, report)
     report.progress("done")

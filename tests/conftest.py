@@ -1,6 +1,7 @@
 """Settings under which every test runs: four simulated devices, no warnings, seeded properties."""
 
 import os
+import tempfile
 
 import hypothesis
 import jax
@@ -13,7 +14,16 @@ jax.config.update("jax_num_cpu_devices", 4)
 # Nearly all of the suite's time is compilation. LLVM's optimizations are off unless the environment
 # decides; CI runs the suite once in either way.
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
     jax.config.update("jax_disable_most_optimizations", True)
+
+# And many tests compile the same programs. One folder per process: JAX does not write its entries
+# atomically, so another process could read a half of one.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="compiled_for_tests_")
+    jax.config.update("jax_compilation_cache_dir", COMPILED.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 # Compilation makes the first example of a property slow, so a deadline would measure XLA.
 hypothesis.settings.register_profile("default", deadline=None)

@@ -84,7 +84,8 @@ class Config:
     """Share of the epochs that are plain SGD before the method begins."""
 
     group_size: int | None = None
-    """Examples that share a perturbation; 1 is one perturbation per example."""
+    """Examples that share a perturbation; 1 is one perturbation per example. For SGD, which has none,
+    it changes nothing."""
 
     every_k: int | None = None
     """Take the second gradient at every k-th step only."""
@@ -195,6 +196,18 @@ class Config:
             "--width",
             self.width,
             "The width of a WideResNet is 16 times its widening factor: 160 for WRN-28-10.",
+        )
+        _require(
+            self.method != "sgd" or (self.down_weight, self.every_k) == (None, None),
+            "--method",
+            self.method,
+            "SGD has no second gradient: leave --down-weight and --every-k out, or name a method.",
+        )
+        _require(
+            self.flip_ratio is None or self.method == "ncsam",
+            "--flip-ratio",
+            self.flip_ratio,
+            "Only --method ncsam flips labels: leave it out.",
         )
         _require(
             self.group_size is None or self.perturbation == "global",

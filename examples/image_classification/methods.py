@@ -25,7 +25,7 @@ def _ncsam(config: "Config", total_steps: int, start: int, **options: Any):
 
 
 METHODS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "sgd": lambda config, **options: optax.identity(),
+    "sgd": lambda config, **options: optax.identity(),  # no perturbation: no options
     "sam": lambda config, **options: optax_sam.sam(config.rho, **options),
     "asam": lambda config, **options: optax_sam.asam(config.rho, **options),
     "saner": lambda config, **options: optax_sam.sam(config.rho, **options),  # + down-weighting

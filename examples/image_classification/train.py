@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import optax
 import tyro
+from jax.experimental import multihost_utils
 
 from . import figures, logs, methods
 from .checkpoints import Checkpoint, CheckpointError, Checkpoints
@@ -288,6 +289,8 @@ def _check_folder(run: Run) -> None:
             f"--output: {run.config.output} already holds a run. Pass --resume to go on with it, or "
             "name another folder."
         )
+    if jax.process_count() > 1:  # all look before one writes
+        multihost_utils.sync_global_devices("looked into the output folder")
     if run.writes:
         run.config.output.mkdir(parents=True, exist_ok=True)
 

@@ -153,7 +153,7 @@ def _cosine(step, total):
 
 def test_presets_carry_the_papers_settings():
     saner = PRESETS["saner-cifar10"][1]
-    assert (saner.epochs, saner.batch_size, saner.rho, saner.down_weight) == (200, 128, 0.1, 0.5)
+    assert (saner.epochs, saner.batch_size, saner.rho) == (200, 128, 0.1)
     assert (saner.learning_rate, saner.momentum, saner.weight_decay) == (0.1, 0.9, 5e-4)
     assert round(saner.down_weight_warmup * saner.epochs) == 50
     ncsam = PRESETS["ncsam-cifar100"][1]
