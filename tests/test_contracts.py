@@ -157,14 +157,14 @@ def test_updates_keep_dtype_and_structure(name, dtype):
 
 
 def test_half_precision_follows_single_precision(name):
+    if "saner" in name or name == "restricted":
+        pytest.skip("rounding moves coordinates between the groups")
     tx = METHODS[name].make(0.1)
     params, loss_fn = objective(jnp.bfloat16)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     wide_loss = optax_sam.Objective(apply_fn, loss_fn.inputs.astype(jnp.float32), loss_fn.labels)
     half, _ = one_update(tx, params, loss_fn)
     single, _ = one_update(tx, wide, wide_loss)
-    if "saner" in name or name == "restricted":
-        return  # rounding moves coordinates between the groups
     scale = float(optax.tree.norm(single))
     assert_close(half, single, rtol=0, atol=0.15 * scale)
 

@@ -485,10 +485,63 @@ def test_jsam_of_a_two_layer_linear_network_in_closed_form(x64, label, rho):
     )
 
 
-def test_second_order_derivatives_through_the_update(x64):
+def tree_norm(tree):
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+
+
+def normalized_by_hand(params, grads):
+    return jax.tree.map(lambda g: 0.3 * g / tree_norm(grads), grads)
+
+
+def adaptive_by_hand(params, grads):
+    scales = jax.tree.map(lambda p: jnp.abs(p) + 0.01, params)
+    scaled = jax.tree.map(jnp.multiply, scales, grads)
+    return jax.tree.map(lambda t, s: 0.3 * t * s / tree_norm(scaled), scales, scaled)
+
+
+def full_by_hand(objective, params, moved, grads):
+    return jax.grad(objective)(moved)
+
+
+def down_weighted_by_hand(objective, params, moved, grads):
+    def weaken(g, moved_g):
+        return jnp.where((moved_g / g > 0) & (moved_g / g < 1), 0.5 * moved_g, moved_g)
+
+    return jax.tree.map(weaken, grads, jax.grad(objective)(moved))
+
+
+def pulled_back(objective, jacobian_at, logits_at):
+    """The network's Jacobian at one point, transposed, times the logit term at another."""
+
+    def mean_loss(logits):
+        return cross_entropy(logits, objective.labels).mean()
+
+    _, pull = jax.vjp(objective.logits, jacobian_at)
+    return pull(jax.grad(mean_loss)(objective.logits(logits_at)))[0]
+
+
+SECOND_ORDER = {  # method, its perturbation and its direction by hand
+    "sam": (optax_sam.sam(0.3), normalized_by_hand, full_by_hand),
+    "asam": (optax_sam.asam(0.3, eta=0.01), adaptive_by_hand, full_by_hand),
+    "saner": (optax_sam.saner(0.3, alpha=0.5), normalized_by_hand, down_weighted_by_hand),
+    "jsam": (
+        optax_sam.jsam(0.3),
+        normalized_by_hand,
+        lambda objective, params, moved, grads: pulled_back(objective, moved, params),
+    ),
+    "lsam": (
+        optax_sam.lsam(0.3),
+        normalized_by_hand,
+        lambda objective, params, moved, grads: pulled_back(objective, params, moved),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SECOND_ORDER)
+def test_second_order_derivatives_through_the_update(name, x64):
     """Meta-learning differentiates through the step: it must see the derivative of epsilon."""
     params, objective = mlp_parameters(), Objective(apply_mlp, *examples())
-    tx = optax_sam.sam(0.3)
+    tx, perturbation_by_hand, direction_by_hand = SECOND_ORDER[name]
 
     def after_our_step(params, rate):
         grads = jax.grad(objective)(params)
@@ -497,14 +550,13 @@ def test_second_order_derivatives_through_the_update(x64):
 
     def after_step_by_hand(params, rate):
         grads = jax.grad(objective)(params)
-        norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
-        moved = jax.tree.map(lambda p, g: p + 0.3 * g / norm, params, grads)
-        direction = jax.grad(objective)(moved)
+        moved = add(params, perturbation_by_hand(params, grads))
+        direction = direction_by_hand(objective, params, moved, grads)
         return objective(jax.tree.map(lambda p, d: p - rate * d, params, direction))
 
-    ours = jax.value_and_grad(after_our_step, argnums=(0, 1))(params, 0.5)
-    by_hand = jax.value_and_grad(after_step_by_hand, argnums=(0, 1))(params, 0.5)
-    chex.assert_trees_all_close(ours, by_hand, rtol=1e-13, atol=1e-15)
+    ours = jax.jit(jax.value_and_grad(after_our_step, argnums=(0, 1)))(params, 0.5)
+    by_hand = jax.jit(jax.value_and_grad(after_step_by_hand, argnums=(0, 1)))(params, 0.5)
+    chex.assert_trees_all_close(ours, by_hand, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("method", [optax_sam.sam, optax_sam.jsam, optax_sam.lsam])

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import optax_sam
+from optax_sam.perturbations.noise_compensation import choose_examples
 from tests.problems import mlp_parameters
 
 
@@ -333,3 +334,30 @@ class TestMovingAverages:
         """0 < theta: with 0 the average would never leave the first gradient."""
         with pytest.raises(ValueError, match="theta must lie in"):
             optax_sam.average_gradients(0.0)
+
+
+class TestNoiseCompensationDraws:
+    """NCSAM's choice of examples: without replacement, with p in proportion to 1 / (1 + gap)."""
+
+    gaps = jnp.array([0.0, 0.5, 1.0, 2.0, 4.0, 8.0])
+
+    def draws(self, flip_ratio, number):
+        logits = jnp.stack([self.gaps, jnp.zeros(6), jnp.full(6, -9.0)], axis=1)
+        keys = jax.random.split(jax.random.key(0), number)
+        draw = jax.vmap(lambda key: choose_examples(logits, flip_ratio, key))
+        return np.asarray(jax.jit(draw)(keys))
+
+    def test_frequencies_of_one_draw(self):
+        number = 20_000
+        first = self.draws(0.2, number)
+        assert first.shape == (number, 1)
+        frequencies = np.bincount(first[:, 0], minlength=6) / number
+        weights = 1 / (1 + np.asarray(self.gaps))
+        expected = weights / weights.sum()
+        deviation = np.sqrt(expected * (1 - expected) / number)
+        assert np.all(np.abs(frequencies - expected) < 4 * deviation)
+
+    def test_draws_are_distinct(self):
+        chosen = np.sort(self.draws(0.5, 200), axis=1)
+        assert chosen.shape == (200, 3)
+        assert np.all(np.diff(chosen, axis=1) > 0)
