@@ -1,7 +1,8 @@
 """Evaluating traced programs with another meaning for some of their equations.
 
-The few places where this package depends on how JAX spells a traced program, which has drifted
-between versions 0.10 and 0.12, are in this file. Nothing here imports a private module.
+What depends on how JAX builds a traced program, which has drifted between versions 0.10 and 0.12, is
+in this file. The names of single primitives are also in the rules that handle them, in
+``convolutions`` and ``per_example``. Nothing here imports a private module.
 """
 
 import contextlib
@@ -11,6 +12,11 @@ from typing import Any
 import jax
 from jax.extend import core, source_info_util
 from jax.interpreters import partial_eval
+
+# Primitives that run a program inside as it is. JAX has renamed them: only one name of each is current.
+CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"})
+REMATERIALIZATION = frozenset({"checkpoint", "remat", "remat2"})
+CUSTOM_DERIVATIVES = frozenset({"custom_jvp_call", "custom_vjp_call"})
 
 Rule = Callable[[core.JaxprEqn, list[Any]], Sequence[Any]]
 

@@ -12,20 +12,12 @@ from optax_sam import _jaxprs
 
 # Primitives whose inner program may be replaced by an equal one. The derivative rules of custom_jvp
 # and custom_vjp are kept as they are.
-_RECURSE = {
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "scan",
-    "while",
-    "cond",
-    "checkpoint",
-    "remat",
-    "remat2",
-    "custom_jvp_call",
-    "custom_vjp_call",
-}
+_RECURSE = (
+    _jaxprs.CALLS
+    | _jaxprs.REMATERIALIZATION
+    | _jaxprs.CUSTOM_DERIVATIVES
+    | {"scan", "while", "cond"}
+)
 
 
 def canonical_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:

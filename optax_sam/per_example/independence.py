@@ -18,17 +18,7 @@ from optax_sam.objectives import Objective
 from optax_sam.per_example import batch_axis
 from optax_sam.per_example.batch_axis import BatchAxis
 
-_CALLS = {
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "checkpoint",
-    "remat",
-    "remat2",
-    "custom_jvp_call",
-    "custom_vjp_call",
-}
+_CALLS = _jaxprs.CALLS | _jaxprs.REMATERIALIZATION | _jaxprs.CUSTOM_DERIVATIVES
 
 
 @dataclasses.dataclass(frozen=True)

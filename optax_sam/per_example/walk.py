@@ -35,9 +35,6 @@ _REARRANGEMENTS = {
 # Linear in their first operand, and their other operands are indices at most.
 _LINEAR = _REARRANGEMENTS | {"slice", "split", "dynamic_slice", "gather", "neg", "reduce_sum"}
 
-_CALLS = {"jit", "pjit", "closed_call", "core_call"}
-_REMATERIALIZATION = {"checkpoint", "remat", "remat2"}
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +116,9 @@ def _visit(equation, values, visitor):
         return [visitor.at_site(equation, position, values[1 - position], values[position])]
     if name in _LINEAR and _only_first_is_parameter(values) and _stays_real(equation):
         return _apply_linear(equation, values)
-    if name in _CALLS:
+    if name in _jaxprs.CALLS:
         return walk(_jaxprs.inner_jaxprs(equation)[0][1], values, visitor)
-    if name in _REMATERIALIZATION:
+    if name in _jaxprs.REMATERIALIZATION:
         return _rematerialize(equation, values, visitor)
     if name == "scan" and visitor.enters_loops:
         return _scan(equation, values, visitor)

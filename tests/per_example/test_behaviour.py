@@ -3,7 +3,9 @@
 import functools
 import warnings
 
+import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,6 +179,45 @@ def test_nnx(x64):
     objective = Objective(
         lambda p, x: nnx.merge(graphdef, p)(x), example_inputs(), jnp.arange(5) % 3
     )
+    assert_close(as_tuple(fast(objective, params, 0.1)), naive(objective, params, 0.1))
+
+
+def test_equinox(x64):
+    class Network(eqx.Module):
+        convolution: eqx.nn.Conv2d
+        norm: eqx.nn.LayerNorm
+        head: eqx.nn.Linear
+
+        def __init__(self, key):
+            first, second = jax.random.split(key)
+            self.convolution = eqx.nn.Conv2d(3, 4, 3, key=first)
+            self.norm = eqx.nn.LayerNorm(4)
+            self.head = eqx.nn.Linear(4, 3, key=second)
+
+        def __call__(self, image):  # one example, channels first
+            hidden = self.convolution(image.transpose(2, 0, 1)).mean((1, 2))
+            return self.head(jax.nn.relu(self.norm(hidden)))
+
+    params, rest = eqx.partition(Network(jax.random.key(0)), eqx.is_inexact_array)
+
+    def apply(params, x):
+        return jax.vmap(eqx.combine(params, rest))(x)
+
+    objective = Objective(apply, example_inputs(), jnp.arange(5) % 3)
+    assert "convolution (T=" in explain(objective, params)
+    assert_close(as_tuple(fast(objective, params, 0.1)), naive(objective, params, 0.1))
+
+
+def test_haiku(x64):
+    @hk.without_apply_rng
+    @hk.transform
+    def network(x):
+        x = hk.LayerNorm(-1, create_scale=True, create_offset=True)(hk.Conv2D(4, 3)(x))
+        return hk.Linear(3)(jax.nn.relu(x).mean((1, 2)))
+
+    params = network.init(jax.random.key(0), example_inputs())
+    objective = Objective(network.apply, example_inputs(), jnp.arange(5) % 3)
+    assert "convolution (T=" in explain(objective, params)
     assert_close(as_tuple(fast(objective, params, 0.1)), naive(objective, params, 0.1))
 
 
