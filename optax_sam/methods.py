@@ -537,8 +537,9 @@ def msam(
        v \leftarrow \mu v + d
 
     The clean gradient is not used: under ``jit`` its backward pass is removed, and the loss that you
-    report costs a forward pass, or nothing if you report the metric ``perturbed_loss``. Use the same
-    momentum in the optimizer behind it. Weight decay behind it does not enter v.
+    report costs a forward pass, or nothing if you report the metric ``perturbed_loss`` (except with
+    BatchNorm, whose statistics need the forward pass at w). Use the same momentum in the optimizer
+    behind it. Weight decay behind it does not enter v.
 
     Args:
       rho: the radius ρ ≥ 0; a number or a schedule of the step. The authors take 3 on CIFAR.
