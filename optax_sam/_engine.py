@@ -27,7 +27,7 @@ from optax_sam.evaluations import (
     logit_only,
     value_and_gradients,
 )
-from optax_sam.groups import mean_over_groups
+from optax_sam.groups import gradients_in_slices, mean_over_groups
 from optax_sam.objectives import Objective, require_objective, with_parameters
 from optax_sam.per_example import per_example_gradient
 from optax_sam.per_example.descent import Evaluation as PerExampleEvaluation
@@ -259,7 +259,18 @@ class Engine:
         if self.ascent_fraction is None:
             return step.clean_grads
         part = _first_part(step.loss_fn, self.ascent_fraction)
-        return value_and_gradients(part, step.local_params)[1]
+        return self._own_gradients(part, step.local_params)
+
+    def _own_gradients(self, loss_fn: Callable[..., Any], params: chex.ArrayTree):
+        """Gradients for the climb that the engine takes itself."""
+        return gradients_in_slices(
+            loss_fn, params, self._slice, has_aux=self.has_aux, axis_name=self.axis_name
+        )
+
+    @property
+    def _slice(self) -> int | None:
+        """Examples in a slice of what is one pass over the batch, or over one group."""
+        return None if self.group_size is not None else self.microbatch_size
 
     def _climb_and_evaluate(self, gradients: chex.ArrayTree, step: Step) -> Ascent:
         """Stages 1 and 2."""
@@ -286,6 +297,8 @@ class Engine:
                 step.state.perturbation,
                 step.local_params,
                 loss_fn=loss_fn,
+                microbatch_size=self._slice,
+                axis_name=self.axis_name,
                 **step.extra_args,
             )
 
@@ -296,7 +309,7 @@ class Engine:
         epsilon = _tree.scale(epsilon, share)
         for _ in range(self.ascent_steps - 1):
             perturbed = _tree.add(step.local_params, epsilon)
-            _, gradients = value_and_gradients(loss_fn, perturbed, self.has_aux)
+            gradients = self._own_gradients(loss_fn, perturbed)
             climb, _ = perturbation_of(gradients)
             epsilon = _tree.linear(jnp.ones_like(share), epsilon, share, climb)
         return epsilon, state
@@ -312,13 +325,14 @@ class Engine:
             )
 
         logits = step.extra_args["logits"]
-        if self.microbatch_size is None or self.group_size is not None:
+        if self._slice is None:
             return evaluate(loss_fn, logits)
         return mean_over_groups(
             evaluate,
             require_objective(loss_fn, "microbatch_size"),
-            self.microbatch_size,
+            self._slice,
             logits=logits,
+            examples_at_once=self._slice,
             axis_name=self.axis_name,
         )
 

@@ -52,7 +52,52 @@ def value_and_grad(
         return (value[0] if objective.has_aux else value), gradients
 
     require_objective(objective, "optax_sam.value_and_grad")
-    return mean_over_groups(evaluate, objective, microbatch_size)
+    return mean_over_groups(evaluate, objective, microbatch_size, examples_at_once=microbatch_size)
+
+
+def gradients_in_slices(
+    loss_fn: Callable[..., Any],
+    params: chex.ArrayTree,
+    microbatch_size: int | None,
+    *,
+    has_aux: bool = False,
+    axis_name: _axes.AxisName = None,
+) -> chex.ArrayTree:
+    """The gradients of a loss; of an ``Objective``, in slices of at most ``microbatch_size``.
+
+    Here the batch may be a part of the training step's, which the slices need not divide.
+    """
+    if microbatch_size is None:
+        return value_and_gradients(loss_fn, params, has_aux)[1]
+    objective = require_objective(loss_fn, "microbatch_size")
+    size = _largest_divisor(objective.batch_size, microbatch_size)
+    return mean_over_groups(
+        lambda part, _: value_and_gradients(part, params)[1],
+        objective,
+        size,
+        examples_at_once=size,
+        axis_name=axis_name,
+    )
+
+
+def logits_in_slices(
+    objective: Objective, params: chex.ArrayTree, microbatch_size: int | None
+) -> chex.ArrayTree:
+    """The logits of a batch, computed in slices of at most ``microbatch_size`` examples."""
+    if microbatch_size is None or microbatch_size >= objective.batch_size:
+        return objective.logits(params)
+
+    def logits(examples):
+        inputs, labels = examples
+        return objective.replace(inputs=inputs, labels=labels).logits(params)
+
+    grouped = objective.groups(_largest_divisor(objective.batch_size, microbatch_size))
+    sliced = jax.lax.map(inside_control_flow(logits), (grouped.inputs, grouped.labels))
+    return jax.tree.map(lambda x: jnp.reshape(x, (-1, *x.shape[2:])), sliced)
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return max(n for n in range(1, min(most, number) + 1) if number % n == 0)
 
 
 def mean_over_groups(
@@ -73,8 +118,8 @@ def mean_over_groups(
     grouped = objective.groups(size)
     count = objective.batch_size // size
     # Groups of a few examples leave a processor idle: by default about 16 examples are in work.
-    most = min(count, max(1, (16 if examples_at_once is None else examples_at_once) // size))
-    side_by_side = max(n for n in range(1, most + 1) if count % n == 0)
+    most = (16 if examples_at_once is None else examples_at_once) // size
+    side_by_side = _largest_divisor(count, max(1, most))
 
     def one(group):
         inputs, labels, logits = group

@@ -339,15 +339,17 @@ def ncsam(
     if options.setdefault("start_step", skipped or None) != (skipped or None):
         raise ValueError("ncsam takes warmup_steps in place of start_step.")
     strength: optax.ScalarOrSchedule = kappa
+    every_k = options.get("every_k") or 1
     if total_steps is not None:
         progress = noise_compensation_schedule(kappa, total_steps)
-        strength = lambda step: progress(step + skipped)  # noqa: E731 - it has not seen those steps
+        # It counts the steps with a second gradient, and has not seen the others.
+        strength = lambda count: progress(count * every_k + skipped)  # noqa: E731
     compensation = add_noise_compensation(
         strength,
         flip_ratio,
         seed=seed,
         deterministic=deterministic,
-        start_step=warmup_steps - skipped,
+        start_step=-(-(warmup_steps - skipped) // every_k),
     )
     stages = [normalized(rho), compensation, *([project_to_ball(rho)] if projection else [])]
     return sharpness_aware(optax.chain(*stages), **options)

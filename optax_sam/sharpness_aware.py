@@ -73,10 +73,10 @@ def sharpness_aware(
         from its own gradient (m-SAM; 1 is 1-SAM, with a fast path). m must divide the batch. The
         combination acts on the averages. The incoming g is not used, so ``jit`` removes its
         computation.
-      microbatch_size: evaluates the perturbed gradient of an ``Objective`` in slices of this many
-        examples, in bounded memory and with the same result (networks that do not mix examples).
-        Must divide the batch; with groups, a multiple of m. For the clean pass there is
-        :func:`optax_sam.value_and_grad`.
+      microbatch_size: takes every pass of an ``Objective`` that is the engine's in slices of this
+        many examples, in the memory of one slice and with the same result (networks that do not mix
+        examples). Must divide the batch; with groups, a multiple of m. For the clean pass, which is
+        the training step's, there is :func:`optax_sam.value_and_grad`.
       every_k: a second gradient only every k-th step, really skipped in between; those steps
         descend along g, or along what ``reuse`` makes of it. None is every step.
       start_step: the first step with a second gradient (late SAM); None is step 0.

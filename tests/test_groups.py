@@ -87,6 +87,54 @@ def test_result_does_not_depend_on_the_microbatch(name, size):
     assert_close(results[0], results[2])
 
 
+SLICED = {
+    "sam": optax_sam.sam,
+    "several steps": functools.partial(optax_sam.sam, ascent_steps=3),
+    "a part of the batch": functools.partial(optax_sam.sam, ascent_fraction=0.8),  # 12 of 16
+    "jsam": optax_sam.jsam,
+    "ncsam": functools.partial(optax_sam.ncsam, kappa=0.5, flip_ratio=0.4),
+}
+
+
+@pytest.mark.parametrize("name", SLICED)
+def test_slices_of_every_pass_give_the_whole_batch(name):
+    inputs, labels = examples(batch_size=BATCH)
+    sliced, whole = (
+        jax.jit(functools.partial(update, SLICED[name](RHO, microbatch_size=size)))(inputs, labels)
+        for size in (4, None)
+    )
+    assert_close(sliced, whole)
+
+
+@pytest.mark.parametrize("name", SLICED)
+def test_the_memory_is_that_of_one_slice(name):
+    """Neither activations of the whole batch, nor gradients of several slices side by side."""
+    size, width = 256, 512
+    inputs, labels = jnp.zeros((size, 16)), jnp.zeros(size, jnp.int32)
+    params = {"a": jnp.zeros((16, width)), "b": jnp.zeros((width, 4))}
+
+    def apply(params, inputs):
+        return jnp.tanh(inputs @ params["a"]) @ params["b"]
+
+    def temporary(microbatch_size):
+        tx = SLICED[name](RHO, microbatch_size=microbatch_size)
+
+        def step(params, state, inputs, labels):
+            objective = Objective(apply, inputs, labels)
+            if microbatch_size is None:
+                grads = jax.grad(objective)(params)
+            else:
+                grads = optax_sam.value_and_grad(objective, params, microbatch_size=2)[1]
+            return tx.update(grads, state, params, loss_fn=objective)
+
+        program = jax.jit(step).lower(params, tx.init(params), inputs, labels).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    weights = 4 * (16 + 4) * width
+    # A few gradients and perturbations; eight slices side by side would be eight gradients more.
+    assert temporary(2) < 7 * weights < temporary(None)
+
+
 @pytest.mark.parametrize("method", [optax_sam.asam, optax_sam.vasso, optax_sam.friendly_sam])
 def test_groups_of_one_without_a_fast_path(method):
     """The grouped form of any perturbation; the mean of one-example steps is the reference."""

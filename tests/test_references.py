@@ -197,7 +197,8 @@ def test_ncsam_schedule_counts_the_warmup():
     late_sam = optax_sam.ncsam(
         RHO, 0.4, total_steps=20, deterministic=True, warmup_steps=3, warmup="sam"
     )
-    for tx in (late_sgd, late_sam):
+    rare = optax_sam.ncsam(RHO, 0.4, total_steps=20, deterministic=True, every_k=3)
+    for tx in (late_sgd, late_sam, rare):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-14), fourth(tx), fourth(plain)
         )

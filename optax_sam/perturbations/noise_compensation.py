@@ -10,7 +10,7 @@ import optax
 from optax_sam import _tree
 from optax_sam._hyperparameters import Hyperparameter, check_integer, check_number
 from optax_sam.convolutions import inside_control_flow
-from optax_sam.evaluations import value_and_gradients
+from optax_sam.groups import gradients_in_slices, logits_in_slices
 from optax_sam.objectives import Objective, require_objective
 
 
@@ -53,7 +53,8 @@ def add_noise_compensation(
     Returns:
       An ``optax.GradientTransformationExtraArgs`` on perturbations. Its ``update`` needs ``params``
       and an :class:`optax_sam.Objective` with integer labels as ``loss_fn``; with ``logits`` (those
-      at w) it computes no forward pass but that of the m examples.
+      at w) it computes no forward pass but that of the m examples. The engine adds
+      ``microbatch_size`` and ``axis_name``, so that its passes are sliced like all others.
 
     Raises:
       ValueError: if ``flip_ratio`` is outside (0, 1]; from ``update``, if it chooses no example.
@@ -87,7 +88,17 @@ def add_noise_compensation(
         del params
         return NoiseCompensationState(count=jnp.zeros([], jnp.int32), strength=amount.init())
 
-    def update(updates, state, params=None, *, loss_fn=None, logits=None, **extra_args):
+    def update(
+        updates,
+        state,
+        params=None,
+        *,
+        loss_fn=None,
+        logits=None,
+        microbatch_size=None,
+        axis_name=None,
+        **extra_args,
+    ):
         del extra_args
         objective = require_objective(loss_fn, "the noise compensation of NCSAM")
         _check_labels(objective)
@@ -96,11 +107,13 @@ def add_noise_compensation(
         s, strength_state = amount.read(state.strength, dtype)
 
         def compensate():
-            at_w = objective.logits(params) if logits is None else logits
+            at_w = logits
+            if at_w is None:
+                at_w = logits_in_slices(objective, params, microbatch_size)
             chosen = choose_examples(at_w, flip_ratio, None if deterministic else key)
             flipped = flip_labels(at_w, objective.labels)
             noisy = objective.subset(chosen).with_labels(flipped[chosen])
-            _, gradient = value_and_gradients(noisy, params)
+            gradient = gradients_in_slices(noisy, params, microbatch_size, axis_name=axis_name)
             return _tree.linear(jnp.ones([], dtype), updates, s, gradient)
 
         if start_step:
@@ -154,8 +167,8 @@ def choose_examples(logits: jax.Array, flip_ratio: float, key: jax.Array | None)
     count = math.floor(flip_ratio * logits.shape[0] + 1e-9)  # 0.2 * 5 is 1, also in floating point
     if count == 0:
         raise ValueError(
-            f"flip_ratio={flip_ratio} chooses no example of a batch of {logits.shape[0]}: take a "
-            "larger ratio or batch."
+            f"flip_ratio={flip_ratio} chooses no example of a batch (or a group, with group_size) of "
+            f"{logits.shape[0]}: take a larger ratio, batch or group."
         )
     largest, _ = jax.lax.top_k(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), 2)
     gaps = largest[:, 0] - largest[:, 1]
