@@ -8,6 +8,7 @@ with its shape and dtype, and holds a digest of their bytes and one of itself.
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,24 +57,32 @@ class Checkpoints:
         """Saves a pytree of NumPy arrays and a JSON record; complete when it returns."""
         arrays = _named_arrays(state)
         record = record | {"arrays": _manifest(arrays), "arrays_sha256": _digest(arrays)}
-        self._manager.save(
+        saved = self._manager.save(
             epoch,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(arrays),
                 record=ocp.args.JsonSave(record | {"record_sha256": _json_digest(record)}),
             ),
         )
+        if not saved:  # orbax keeps silent where there is a later one
+            raise CheckpointError(
+                f"the checkpoint of epoch {epoch} was not saved in {self.folder}, which holds "
+                f"{self._manager.all_steps()}. Name another --output."
+            )
 
     def latest(self) -> Path | None:
         """The folder of the last checkpoint."""
         epoch = self._manager.latest_step()
         return None if epoch is None else self.folder / str(epoch)
 
-    def restore(self, like: Any) -> Checkpoint | None:
+    def restore(
+        self, like: Any, check: Callable[[dict[str, Any]], None] | None = None
+    ) -> Checkpoint | None:
         """The last checkpoint, or ``None`` if there is none.
 
         Args:
           like: pytree of arrays with the structure, shapes and dtypes that are expected.
+          check: is given the record before any array is looked at, and raises if it is of another run.
 
         Returns:
           The checkpoint, checked to the last bit.
@@ -88,11 +97,15 @@ class Checkpoints:
         digest = record.pop("record_sha256", None) if isinstance(record, dict) else None
         if digest is None or digest != _json_digest(record):
             raise self._refuse(epoch, "its record is damaged: it does not match its own digest")
+        if check is not None:
+            check(record)
         expected = _named_arrays(like)
         manifest = _manifest(expected)
         if record["arrays"] != manifest:
-            raise self._refuse(
-                epoch, f"it is of another run: {_difference(record['arrays'], manifest)}"
+            raise CheckpointError(
+                f"the checkpoint {self.folder / str(epoch)} is refused: it has other arrays: "
+                f"{_difference(record['arrays'], manifest)}. Resume with the versions that wrote it, "
+                "or name another --output."
             )
         arrays = self._read(epoch, "state", ocp.args.StandardRestore(expected))
         arrays = {name: np.asarray(array) for name, array in arrays.items()}

@@ -5,7 +5,6 @@
 Runs that differ in nothing but the seed are one line: mean ± standard deviation.
 """
 
-import csv
 import dataclasses
 import json
 import sys
@@ -65,6 +64,8 @@ def read_run(folder: Path) -> FinishedRun:
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         return FinishedRun(folder, results, logs.read_csv(folder / "metrics.csv"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder}: results.json is damaged ({error}). Run it again.") from None
     except FileNotFoundError as error:
         reason = "training has not finished" if (folder / "config.json").exists() else "no run"
         raise ValueError(
@@ -104,8 +105,9 @@ def table_rows(groups: dict[str, list[FinishedRun]]) -> list[dict[str, Any]]:
             values = [100 * run.results[which].get(measure, np.nan) for run in members]
             row[title] = np.mean(values)
             row[f"{title}, deviation"] = np.std(values, ddof=1) if len(values) > 1 else np.nan
+        # The median: the first epoch after a start has the compilation in it.
         row["images per second"] = np.mean(
-            [run.results["last"]["images_per_second"] for run in members]
+            [np.median([epoch["images_per_second"] for epoch in run.rows]) for run in members]
         )
         rows.append(row)
     return rows
@@ -149,7 +151,8 @@ def plot(groups: dict[str, list[FinishedRun]]) -> Figure:
                 epochs = sorted(set.intersection(*(set(one) for one in measured)))
                 values = 100 * np.array([[one[epoch] for epoch in epochs] for one in measured])
                 color = colors[index % len(colors)]
-                mean, deviation = values.mean(axis=0), values.std(axis=0)
+                mean = values.mean(axis=0)
+                deviation = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
                 axes.plot(epochs, mean, label=name, color=color)
                 axes.fill_between(
                     epochs, mean - deviation, mean + deviation, color=color, alpha=0.2, lw=0
@@ -163,7 +166,11 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
     """Prints the table and writes the files."""
     if not comparison.runs:
         raise ValueError("no runs are given. Name the folders of finished runs.")
-    groups = group_runs([read_run(folder) for folder in comparison.runs])
+    # As runs/* has the last comparison too.
+    folders = [
+        folder for folder in comparison.runs if folder.resolve() != comparison.output.resolve()
+    ]
+    groups = group_runs([read_run(folder) for folder in folders])
     rows = table_rows(groups)
     header = ["run", "seeds", *COLUMNS, "images/s"]
     notes = label_notes(groups)
@@ -181,10 +188,7 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
     lines += ["", "Shares in percent, mean ± standard deviation over the seeds.", *notes]
     comparison.output.mkdir(parents=True, exist_ok=True)
     logs.write_atomically(comparison.output / "table.md", "\n".join(lines) + "\n")
-    with (comparison.output / "table.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    logs.write_csv(comparison.output / "table.csv", rows)
     save(plot(groups), comparison.output / "curves.png")
     return rows
 

@@ -35,7 +35,8 @@ class Config:
     human:ANNOTATION with an annotation of the data set, such as human:worse."""
 
     noise_rate: float = 0.4
-    """Share of wrong training labels, in [0, 1]; human labels have their own."""
+    """Share of wrong training labels, in [0, 1]; asymmetric noise: of the classes that are mistaken.
+    Human labels have their own."""
 
     augmentation: tuple[Augmentation, ...] = ()
     """Random changes of the training images, made on the device."""
@@ -78,7 +79,8 @@ class Config:
     """NCSAM's final strength of the noise compensation."""
 
     flip_ratio: float | None = None
-    """NCSAM's share of flipped examples; without it the noise rate, between 0.1 and 0.4."""
+    """NCSAM's share of flipped examples; without it the share of wrong labels, but at least 0.1 and
+    at most 0.4."""
 
     method_starts: float = 0.0
     """Share of the epochs that are plain SGD before the method begins."""
@@ -104,7 +106,7 @@ class Config:
     """How it falls: not, to zero along a cosine, or by 10 at 50 % and 75 % of the epochs."""
 
     momentum: float = 0.9
-    """Momentum of SGD, in [0, 1)."""
+    """Momentum of SGD, in [0, 1), and of Momentum-SAM."""
 
     weight_decay: float = 5e-4
     """Coupled L2 weight decay, added to the gradient behind the method."""
@@ -117,7 +119,8 @@ class Config:
     """How the batch is spread over the devices; all give the same result."""
 
     perturbation: Literal["global", "per_device"] = "global"
-    """One perturbation for the whole batch, or one for each device's share of it (m-sharpness)."""
+    """One perturbation for the whole batch, or one for each device's share of it (m-sharpness). For
+    SGD it changes nothing."""
 
     epoch_loop: Literal["auto", "compiled", "python"] = "auto"
     """A whole epoch as one program, or a loop of compiled steps. auto: compiled, but not on a CPU,
@@ -222,11 +225,35 @@ class Config:
             f"It must divide --batch-size {self.batch_size}.",
         )
         _require(
-            self.group_size != 1 or self.norm != "batch",
+            self.group_size is None or self.norm != "batch",
             "--norm",
             self.norm,
-            "Batch normalization mixes examples, so there is no perturbation per example. Choose "
-            "--norm group or --norm layer.",
+            "Batch normalization mixes the examples of all groups. With --group-size, choose --norm "
+            "group or --norm layer.",
+        )
+        _require(
+            self.norm != "group" or self.width % 16 == 0,
+            "--width",
+            self.width,
+            "Group normalization takes groups of 16 channels: make it a multiple of 16.",
+        )
+        _require(
+            self.schedule != "multistep" or self.epochs >= 3,
+            "--epochs",
+            self.epochs,
+            "The multistep schedule falls twice, so it takes 3 epochs at least.",
+        )
+        _require(
+            self.epoch_loop != "compiled" or self.data_on == "device",
+            "--epoch-loop",
+            self.epoch_loop,
+            "An epoch is one program only with --data-on device.",
+        )
+        _require(
+            self.method != "msam" or (self.group_size is None and self.perturbation == "global"),
+            "--method",
+            self.method,
+            "Momentum-SAM climbs along one momentum: leave --group-size and --perturbation out.",
         )
         _require(
             not self.output.exists() or self.output.is_dir(),

@@ -84,7 +84,11 @@ class Devices:
         ``state`` and ``source`` are replicated, ``numbers`` plain arrays, the same in all processes.
         """
         if self.mode == "jit":
-            return jax.jit(function, donate_argnums=0)
+            return jax.jit(
+                function,
+                donate_argnums=0,
+                out_shardings=NamedSharding(self.mesh, REPLICATED),
+            )
         if self.mode == "shard_map":
             mapped = jax.shard_map(
                 function, mesh=self.mesh, in_specs=REPLICATED, out_specs=REPLICATED

@@ -16,7 +16,6 @@ STYLE = {
     "grid.alpha": 0.3,
     "font.size": 10,
     "legend.frameon": False,
-    "svg.hashsalt": "optax_sam",
 }
 
 CURVES = {

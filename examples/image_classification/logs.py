@@ -51,12 +51,14 @@ class TensorBoard:
 
     Args:
       folder: of the event files.
-      first_epoch: what earlier event files say of this epoch and later ones is ignored, so that a
-        resumed run has no line twice.
+      rows: of a resumed run. They are written again, and what earlier event files say is ignored: a
+        run that was killed may have told more, or less, than its checkpoint knows.
     """
 
-    def __init__(self, folder: Path, first_epoch: int):
-        self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=first_epoch)
+    def __init__(self, folder: Path, rows: list[Row]):
+        self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=0)
+        for row in rows:
+            self.write(row)
 
     def write(self, row: Row) -> None:
         """One scalar for every number."""
@@ -74,8 +76,8 @@ class TensorBoard:
 class Terminal:
     """A progress bar over the steps and a line per finished epoch."""
 
-    def __init__(self, progress: Progress, task: Any, total_steps: int):
-        self._progress, self._task, self._total = progress, task, total_steps
+    def __init__(self, progress: Progress, task: Any):
+        self._progress, self._task = progress, task
 
     def step(self, done: int, text: str) -> None:
         """Moves the bar."""
@@ -112,4 +114,4 @@ def terminal(total_steps: int, first_step: int, visible: bool) -> Iterator[Termi
     console = Console(quiet=not visible)
     with Progress(*columns, console=console, disable=not visible) as progress:
         task = progress.add_task("", total=total_steps, completed=first_step)
-        yield Terminal(progress, task, total_steps)
+        yield Terminal(progress, task)

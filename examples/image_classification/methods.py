@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from .config import Config
 
 
-def _ncsam(config: "Config", total_steps: int, start: int, **options: Any):
-    near_noise_rate = min(max(config.noise_rate, 0.1), 0.4)
+def _ncsam(config: "Config", total_steps: int, start: int, wrong: float, **options: Any):
+    near_noise_rate = min(max(wrong, 0.1), 0.4)
     return optax_sam.ncsam(
         config.rho,
         kappa=config.kappa,
@@ -36,12 +36,17 @@ METHODS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "friendly_sam": lambda config, **options: optax_sam.friendly_sam(config.rho, **options),
     "vasso": lambda config, **options: optax_sam.vasso(config.rho, **options),
     "wsam": lambda config, **options: optax_sam.wsam(config.rho, **options),
+    "msam": lambda config, **options: optax_sam.msam(config.rho, config.momentum, **options),
     "looksam": lambda config, **options: optax_sam.looksam(config.rho, **options),
 }
 
 
 def build(
-    config: "Config", total_steps: int, axis_name: str | None, devices: int, has_aux: bool = True
+    config: "Config",
+    total_steps: int,
+    axis_name: str | None,
+    wrong: float,
+    has_aux: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """The method with its options, to stand in front of the optimizer in the chain.
 
@@ -49,7 +54,7 @@ def build(
       config: the settings.
       total_steps: optimizer steps of the whole run.
       axis_name: the mapped axis under ``pmap`` and ``shard_map``.
-      devices: number of devices that share a batch.
+      wrong: share of wrong labels in the training set.
       has_aux: whether the objective has auxiliary output, such as batch statistics.
 
     Returns:
@@ -62,17 +67,17 @@ def build(
     if strength is not None:
         if warmup := round(config.down_weight_warmup * config.epochs):
             per_epoch = total_steps // config.epochs
+            if config.every_k is not None and config.method != "looksam":
+                per_epoch = max(1, per_epoch // config.every_k)  # α counts second gradients
             strength = optax_sam.linear_warmup_alpha(strength, warmup, per_epoch)
         options["combination"] = optax_sam.down_weight(strength)
     if config.group_size is not None:
         options["group_size"] = config.group_size
-    elif config.perturbation == "per_device" and axis_name is None:
-        options["group_size"] = config.batch_size // devices  # the same, of one sharded program
     if config.every_k is not None:
         options["every_k"] = config.every_k
     start = round(config.method_starts * config.epochs) * (total_steps // config.epochs)
     if config.method == "ncsam":  # its schedule has to know
-        return METHODS["ncsam"](config, total_steps=total_steps, start=start, **options)
+        return _ncsam(config, total_steps=total_steps, start=start, wrong=wrong, **options)
     if start:
         options["start_step"] = start
     return optax.with_extra_args_support(METHODS[config.method](config, **options))

@@ -16,6 +16,7 @@ _SANER = Config(
     rho=0.1,
     down_weight_warmup=0.25,  # 50 of 200 epochs; α is saner's own 0.5
     epochs=200,
+    checkpoint_every=10,
     schedule="multistep",
     noise_rate=0.5,
 )

@@ -166,7 +166,7 @@ class Epochs:
 class Evaluator:
     """The network's predictions on fixed images, in inference mode, in chunks of one size."""
 
-    def __init__(self, model: nn.Module, devices: Devices, data: Source, chunk: int = 1000):
+    def __init__(self, model: nn.Module, devices: Devices, data: Source, on_host: bool):
         def predict(state, images):
             variables = {"params": state.params, "batch_stats": state.batch_stats}
             images = normalize(images, data.mean, data.deviation)
@@ -174,20 +174,28 @@ class Evaluator:
 
         self._predict = devices.evaluated(predict)
         self._devices = devices
-        self._chunk = -(-chunk // devices.count) * devices.count  # every device gets the same share
+        self._on_host = on_host
+        self._chunk = -(-1000 // devices.count) * devices.count  # every device gets the same share
 
-    def chunks(self, images: np.ndarray) -> list[jax.Array]:
-        """Puts images on the devices, for :meth:`predictions`; the last chunk is filled up."""
+    def chunks(self, images: np.ndarray) -> list[Any]:
+        """Cuts images up for :meth:`predictions`; the last chunk is filled up.
+
+        They wait on the devices, if the training images do.
+        """
         size = min(self._chunk, -(-len(images) // self._devices.count) * self._devices.count)
         filled = np.concatenate([images, images[: -len(images) % size]])
         return [
-            self._devices.spread_images(filled[start : start + size])
+            filled[start : start + size]
+            if self._on_host
+            else self._devices.spread_images(filled[start : start + size])
             for start in range(0, len(filled), size)
         ]
 
-    def predictions(self, state: TrainState, chunks: list[jax.Array], count: int) -> np.ndarray:
+    def predictions(self, state: TrainState, chunks: list[Any], count: int) -> np.ndarray:
         """The predicted classes of the first ``count`` images, int32, shape ``(count,)``."""
         state = self._devices.for_evaluation(state)
+        if self._on_host:
+            chunks = map(self._devices.spread_images, chunks)
         predicted = [self._predict(state, chunk) for chunk in chunks]
         return np.concatenate([np.asarray(p.addressable_data(0)) for p in predicted])[:count]
 

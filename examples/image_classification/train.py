@@ -9,9 +9,11 @@ gets config.json, labels.npz, metrics.csv, TensorBoard files, checkpoints, resul
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -69,9 +71,12 @@ class Command:
 
 
 def make_optimizer(
-    config: Config, steps_per_epoch: int, devices: Devices, has_aux: bool = True
+    config: Config, steps_per_epoch: int, axis_name: str | None, wrong: float, has_aux: bool = True
 ) -> optax.GradientTransformationExtraArgs:
-    """The method, then SGD: weight decay and momentum act on the method's gradient."""
+    """The method, then SGD: weight decay and momentum act on the method's gradient.
+
+    ``wrong`` is the share of wrong labels, and ``has_aux`` whether the objective has auxiliary output.
+    """
     total = steps_per_epoch * config.epochs
     rate: optax.ScalarOrSchedule = config.learning_rate
     if config.schedule == "cosine":
@@ -81,7 +86,7 @@ def make_optimizer(
         rate = optax.piecewise_constant_schedule(rate, dict.fromkeys(falls, 0.1))
     return optax.with_extra_args_support(
         optax.chain(
-            methods.build(config, total, devices.axis_name, devices.count, has_aux),
+            methods.build(config, total, axis_name, wrong, has_aux),
             optax.add_decayed_weights(config.weight_decay),
             optax.sgd(rate, config.momentum or None),
         )
@@ -97,13 +102,16 @@ class Run:
         self.writes = jax.process_index() == 0  # one process of several keeps the folder
         data = load(config.data, config.human_labels)
         self.data = data if config.subset is None else subset(data, config.subset, config.seed)
+        self.images_digest = _digest(self.data.images, self.data.test_images)
         self.labels = noisy_labels(self.data, config.noise, config.noise_rate, config.seed)
         self._check_sizes()
         self.steps_per_epoch = len(self.data.labels) // config.batch_size
 
         average, deviation = mean_and_deviation(self.data.images)
         source = Source(self.data.images, self.labels.labels, average, deviation)
-        tx = make_optimizer(config, self.steps_per_epoch, self.devices)
+        wrong = float(self.labels.changed.mean())
+        tx = make_optimizer(config, self.steps_per_epoch, self.devices.axis_name, wrong)
+        self._check_devices()
         local = config.perturbation == "per_device" and config.method != "sgd"
         # Under pmap and shard_map, batch statistics are the whole batch's, or those of the examples
         # that share a perturbation.
@@ -112,7 +120,7 @@ class Run:
         self.epochs = Epochs(
             config, source, self.devices, make_train_step(model, tx, self.devices.axis_name, local)
         )
-        self.evaluator = Evaluator(unmapped, self.devices, source)
+        self.evaluator = Evaluator(unmapped, self.devices, source, config.data_on == "host")
         self.train_chunks = self.evaluator.chunks(self.data.images)
         self.test_chunks = self.evaluator.chunks(self.data.test_images)
         self.probe = make_group_probe(unmapped, self.devices, source, config.rho)
@@ -130,6 +138,22 @@ class Run:
                 f"--batch-size: {config.batch_size} cannot be cut into equal shares for {count} devices"
                 + (f" in groups of {config.group_size}" if config.group_size else "")
                 + ". Make it a multiple of their product."
+            )
+
+    def _check_devices(self) -> None:
+        config = self.config
+        if self.devices.count == 1:
+            return
+        is_local, is_jit = config.perturbation == "per_device", config.parallel == "jit"
+        if config.method == "ncsam" and not is_jit and not is_local:
+            raise ValueError(
+                f"--parallel: under {config.parallel}, each device would estimate NCSAM's noise "
+                "gradient from its own examples. Take jit, or --perturbation per_device."
+            )
+        if is_local and is_jit and config.method != "sgd":
+            raise ValueError(
+                "--parallel: under jit, every device would compute the perturbations of all. With "
+                "--perturbation per_device, take shard_map or pmap."
             )
 
     def initial_state(self) -> Any:
@@ -182,9 +206,9 @@ class Run:
 
     def group_shares(self, state: TrainState) -> dict[str, float]:
         """The shares of SANER's groups of coordinates on the first examples."""
-        state = self.devices.fetch(state)
+        state = self.devices.fetch(state._replace(opt_state=()))
         images, labels = self.data.images[:PROBE_SIZE], self.labels.labels[:PROBE_SIZE]
-        shares = self.probe(state._replace(opt_state=()), images, labels)
+        shares = self.probe(state, images, labels)
         return {f"group_{name}": float(share) for name, share in shares.items()}
 
 
@@ -199,24 +223,48 @@ def train(config: Config, processes: Processes | None = None) -> dict[str, Any]:
       The results: numbers of the last and the best epoch.
     """
     processes = processes or Processes()
+    named = (processes.coordinator, processes.processes, processes.process)
+    if not processes.distributed and named != (None, None, None):
+        raise ValueError("--coordinator, --processes and --process need --distributed.")
     if processes.simulated_devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", processes.simulated_devices)
     if processes.distributed:
         start_processes(processes.coordinator, processes.processes, processes.process)
-    run = Run(config)
-    folder = config.output
-    _check_folder(run)
-    checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
+    run = _in_all_processes(lambda: _prepare(config))
+    checkpoints = Checkpoints(config.output / "checkpoints", config.keep_checkpoints)
     try:
         state = run.initial_state()
-        saved = checkpoints.restore(state) if config.resume else None
-        if saved is not None:
-            _check_same_run(run, saved, folder)
-            state = saved.state
-        return _train_from(run, checkpoints, saved, state)
+        saved = None
+        if config.resume:
+            saved = checkpoints.restore(state, lambda record: _check_same_run(run, record))
+        return _train_from(run, checkpoints, saved, state if saved is None else saved.state)
     finally:
         checkpoints.close()
+
+
+def _in_all_processes(prepare: Callable[[], Run]) -> Run:
+    """The result, if no process fails: one that fails alone would leave the others waiting."""
+    run, failure = None, None
+    try:
+        run = prepare()
+    except Exception as error:
+        failure = error
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(failure is not None))
+        if failed.any() and failure is None:
+            failure = RuntimeError(f"process {int(np.argmax(failed))} has failed; see its message.")
+    if failure is not None:
+        raise failure
+    return run
+
+
+def _prepare(config: Config) -> Run:
+    run = Run(config)
+    if run.writes:
+        _check_folder(config)
+        config.output.mkdir(parents=True, exist_ok=True)
+    return run
 
 
 def _train_from(
@@ -225,12 +273,14 @@ def _train_from(
     config, folder = run.config, run.config.output
     rows: list[logs.Row] = saved.record["rows"] if saved else []
     first = len(rows) + 1
-    record = {"config": config.to_json(), "labels_sha256": run.labels.digest}
+    record = _record(run) if saved is None else {name: saved.record[name] for name in _record(run)}
     board = None
     if run.writes:
         logs.write_json(folder / "config.json", record["config"])
         _write_labels(run)
-        board = logs.TensorBoard(folder / "tensorboard", first)
+        board = logs.TensorBoard(folder / "tensorboard", rows)
+        if rows:  # a run that was killed may not have come to it
+            logs.write_csv(folder / "metrics.csv", rows)
     state = run.devices.replicate(state)
     predicted = None
     with logs.terminal(
@@ -238,33 +288,27 @@ def _train_from(
     ) as terminal:
         terminal.say(_headline(run))
         if saved:
-            terminal.say(f"resumed behind epoch {saved.epoch}")
+            terminal.say(f"resumed after epoch {saved.epoch}")
         for epoch in range(first, config.epochs + 1):
             state, row = run.train_epoch(state, epoch, terminal)
             if not np.isfinite(row["loss"]):
-                good = checkpoints.latest()
-                raise TrainingDiverged(
-                    f"the loss of epoch {epoch} is {row['loss']}: training stops. "
-                    + (
-                        f"The last good checkpoint is {good}."
-                        if good
-                        else "There is no checkpoint."
-                    )
-                    + " Lower --learning-rate or --rho."
-                )
+                raise _diverged(f"the loss of epoch {epoch} is {row['loss']}", checkpoints)
             if epoch % config.evaluate_every == 0 or epoch == config.epochs:
                 accuracies, predicted = run.evaluate(state)
                 row |= accuracies | run.group_shares(state)
             rows.append(row)
             terminal.epoch(row, config.epochs)
             if epoch % config.checkpoint_every == 0 or epoch == config.epochs:
-                checkpoints.save(epoch, run.devices.fetch(state), record | {"rows": rows})
+                fetched = run.devices.fetch(state)
+                if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fetched.params)):
+                    raise _diverged(f"after epoch {epoch}, parameters are not finite", checkpoints)
+                checkpoints.save(epoch, fetched, record | {"rows": rows})
             if run.writes:
                 logs.write_csv(folder / "metrics.csv", rows)
                 board.write(row)
     if predicted is None:  # resumed behind the last epoch
         predicted = run.evaluate(state)[1]
-    results = _results(run, rows)
+    results = _results(run, record, rows)
     if run.writes:
         board.close()
         logs.write_json(folder / "results.json", results)
@@ -281,22 +325,39 @@ def _initial_state(model: Any, tx: Any, seed: int, images: np.ndarray) -> TrainS
     return jax.jit(initialize)()
 
 
-def _check_folder(run: Run) -> None:
+def _diverged(what: str, checkpoints: Checkpoints) -> TrainingDiverged:
+    good = checkpoints.latest()
+    known = f"The last good checkpoint is {good}." if good else "There is no checkpoint."
+    return TrainingDiverged(
+        f"{what}: training stops. {known} Begin a new --output with a lower --learning-rate or --rho."
+    )
+
+
+def _check_folder(config: Config) -> None:
     """A folder that holds a run is not written over."""
-    path = run.config.output / "config.json"
-    if path.exists() and not run.config.resume:
+    if (config.output / "config.json").exists() and not config.resume:
         raise FileExistsError(
-            f"--output: {run.config.output} already holds a run. Pass --resume to go on with it, or "
-            "name another folder."
+            f"--output: {config.output} already holds a run. Pass --resume to go on with it, or name "
+            "another folder."
         )
-    if jax.process_count() > 1:  # all look before one writes
-        multihost_utils.sync_global_devices("looked into the output folder")
-    if run.writes:
-        run.config.output.mkdir(parents=True, exist_ok=True)
 
 
-def _check_same_run(run: Run, saved: Checkpoint, folder: Any) -> None:
-    changed = differences(saved.record["config"], run.config.to_json())
+def _record(run: Run) -> dict[str, Any]:
+    """What a run is: its settings, its data, and where it began."""
+    packages = ("jax", "jaxlib", "flax", "optax", "optax_sam", "orbax-checkpoint", "numpy")
+    return {
+        "config": run.config.to_json(),
+        "labels_sha256": run.labels.digest,
+        "images_sha256": run.images_digest,
+        "device": jax.devices()[0].device_kind,
+        "devices": run.devices.count,
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _check_same_run(run: Run, record: dict[str, Any]) -> None:
+    folder = run.config.output
+    changed = differences(record["config"], run.config.to_json())
     changed = {name: pair for name, pair in changed.items() if name not in MAY_MOVE}
     if changed:
         listed = ", ".join(
@@ -306,12 +367,21 @@ def _check_same_run(run: Run, saved: Checkpoint, folder: Any) -> None:
             f"--resume: the run in {folder} has other settings ({listed}). Take its settings, or name "
             "another --output."
         )
-    then, now = saved.record["labels_sha256"], run.labels.digest
-    if then != now:
-        raise ValueError(
-            f"--resume: the run in {folder} was trained on other labels (SHA-256 {then[:12]} then, "
-            f"{now[:12]} now). Is --data the same?"
-        )
+    for what, now in (("labels", run.labels.digest), ("images", run.images_digest)):
+        then = record[f"{what}_sha256"]
+        if then != now:
+            raise ValueError(
+                f"--resume: the run in {folder} was trained on other {what} (SHA-256 {then[:12]} then, "
+                f"{now[:12]} now). Is --data the same?"
+            )
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def _write_labels(run: Run) -> None:
@@ -336,19 +406,10 @@ def _headline(run: Run) -> str:
     )
 
 
-def _results(run: Run, rows: list[logs.Row]) -> dict[str, Any]:
+def _results(run: Run, record: dict[str, Any], rows: list[logs.Row]) -> dict[str, Any]:
     best = max(rows, key=lambda row: row.get("test_accuracy", -1.0))
-    packages = ("jax", "jaxlib", "flax", "optax", "optax_sam", "orbax-checkpoint", "numpy")
-    return {
-        "last": rows[-1],
-        "best": best,
-        "config": run.config.to_json(),
-        "labels_sha256": run.labels.digest,
-        "wrong_labels": float(run.labels.changed.mean()),
-        "device": jax.devices()[0].device_kind,
-        "devices": run.devices.count,
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
+    wrong = float(run.labels.changed.mean())
+    return record | {"last": rows[-1], "best": best, "wrong_labels": wrong}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -21,8 +21,17 @@ import optax_sam.nnx
 
 from .config import Config
 from .data import load, mean_and_deviation, noisy_labels, normalize, subset
-from .devices import Devices
+from .presets import PRESETS
 from .train import make_optimizer
+
+DEFAULTS = dataclasses.replace(PRESETS["digits"][1], width=16)
+CHUNK = 1000
+ELSEWHERE = (
+    *("augmentation", "data_on", "model", "norm", "depth", "precision"),
+    *("parallel", "perturbation", "epoch_loop"),
+    *("evaluate_every", "output", "resume", "checkpoint_every", "keep_checkpoints"),
+)
+"""Settings of train.py that mean nothing here."""
 
 
 class CNN(nnx.Module):
@@ -65,8 +74,18 @@ def predict(model, images):
     return model(images).argmax(axis=-1)
 
 
+def predictions(model, images):
+    """The classes, in chunks."""
+    chunks = range(0, len(images), CHUNK)
+    return np.concatenate([predict(model, images[start : start + CHUNK]) for start in chunks])
+
+
 def main(config: Config) -> float:
     """Trains, prints a line per epoch and returns the last test accuracy."""
+    for name in ELSEWHERE:
+        if getattr(config, name) != getattr(DEFAULTS, name):
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} has no effect on this page: leave it out, or run train.py.")
     data = load(config.data, config.human_labels)
     if config.subset is not None:
         data = subset(data, config.subset, config.seed)
@@ -74,10 +93,13 @@ def main(config: Config) -> float:
     moments = mean_and_deviation(data.images)
     images, test_images = (normalize(x, *moments) for x in (data.images, data.test_images))
     steps = len(images) // config.batch_size
+    if not steps:
+        raise ValueError(f"--batch-size: {config.batch_size} is more than {len(images)} examples.")
 
     model = CNN(images.shape[-1], config.width, data.num_classes, nnx.Rngs(config.seed))
     # The objective has no auxiliary output here, and there is one device.
-    tx = make_optimizer(config, steps, Devices("jit"), has_aux=False)
+    wrong = float(noisy.changed.mean())
+    tx = make_optimizer(config, steps, None, wrong, has_aux=False)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     order = np.random.default_rng(config.seed)
     accuracy = 0.0
@@ -89,8 +111,8 @@ def main(config: Config) -> float:
             for batch in batches
         ]
         model.eval()
-        accuracy = np.mean(predict(model, test_images) == data.test_labels)
-        fitted = np.asarray(predict(model, images)) == noisy.labels
+        accuracy = np.mean(predictions(model, test_images) == data.test_labels)
+        fitted = predictions(model, images) == noisy.labels
         memorized = 100 * fitted[noisy.changed].mean() if noisy.changed.any() else np.nan
         print(
             f"epoch {epoch}  loss {np.mean(losses):.3f}  test {100 * accuracy:.1f} %  "
@@ -100,8 +122,7 @@ def main(config: Config) -> float:
 
 
 if __name__ == "__main__":
-    defaults = dataclasses.replace(Config(), width=16)
     try:
-        main(tyro.cli(Config, default=defaults, description=__doc__))
+        main(tyro.cli(Config, default=DEFAULTS, description=__doc__))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

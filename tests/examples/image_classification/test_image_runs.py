@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.image_classification import compare, logs, train
+import optax_sam
+from examples.image_classification import compare, logs, methods, train
 from examples.image_classification.compare import Comparison
 from examples.image_classification.config import Config
 
@@ -69,8 +70,15 @@ def test_a_run_writes_its_files_and_resumes_to_the_same_bits(tmp_path):
 
     with pytest.raises(FileExistsError, match=r"--output: .*already holds a run.*--resume"):
         train.train(dataclasses.replace(TINY, output=straight))
-    with pytest.raises(ValueError, match=r"other settings \(rho: 0.1 then, 0.2 now\)"):
-        train.train(dataclasses.replace(TINY, output=straight, resume=True, rho=0.2))
+    for other, then in [({"rho": 0.2}, "rho: 0.1"), ({"width": 32}, "width: 16")]:
+        with pytest.raises(ValueError, match=rf"other settings \({then} then"):
+            train.train(dataclasses.replace(TINY, output=straight, resume=True, **other))
+
+    # Killed between the last checkpoint and the files that tell of it.
+    (straight / "metrics.csv").unlink()
+    (straight / "results.json").unlink()
+    train.train(dataclasses.replace(TINY, output=straight, resume=True))
+    assert without_times(compare.read_run(straight).rows) == without_times(one["rows"])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -102,7 +110,7 @@ def test_divergence_names_the_last_good_checkpoint(tmp_path, monkeypatch):
         ({"noise": "human:"}, r"--noise: 'human:'"),
         ({"noise_rate": 40}, r"--noise-rate: 40.*not a percentage"),
         ({"group_size": 3}, r"--group-size: 3.*must divide --batch-size 128"),
-        ({"group_size": 1, "norm": "batch"}, r"--norm: 'batch'.*mixes examples"),
+        ({"group_size": 1, "norm": "batch"}, r"--norm: 'batch'.*choose --norm group"),
         (
             {"group_size": 8, "perturbation": "per_device"},
             r"--perturbation.*leave --group-size out",
@@ -114,11 +122,60 @@ def test_divergence_names_the_last_good_checkpoint(tmp_path, monkeypatch):
         ({"method": "sgd", "down_weight": 0.5}, r"--method: 'sgd'.*leave --down-weight"),
         ({"flip_ratio": 0.2}, r"--flip-ratio: 0.2.*Only --method ncsam"),
         ({"epochs": 0}, r"--epochs: 0"),
+        ({"epochs": 2, "schedule": "multistep"}, r"--epochs: 2.*3 epochs at least"),
+        ({"width": 24}, r"--width: 24.*multiple of 16"),
+        ({"data_on": "host", "epoch_loop": "compiled"}, r"--epoch-loop.*--data-on device"),
+        ({"method": "msam", "group_size": 8}, r"--method: 'msam'.*leave --group-size"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Config(**settings)
+
+
+def test_other_images_under_the_same_labels_are_noticed(tmp_path):
+    run = train.Run(dataclasses.replace(TINY, output=tmp_path))
+    record = train._record(run)
+    train._check_same_run(run, record)
+    run.data.images[0, 0, 0] += 1
+    assert train._digest(run.data.images, run.data.test_images) != record["images_sha256"]
+    with pytest.raises(ValueError, match="trained on other images"):
+        train._check_same_run(run, record | {"images_sha256": "0" * 64})
+
+
+def test_a_process_number_without_distributed_is_refused():
+    with pytest.raises(ValueError, match="need --distributed"):
+        train.train(TINY, train.Processes(process=1))
+
+
+def test_the_flip_ratio_is_that_of_the_labels(monkeypatch):
+    ratios = {}
+    monkeypatch.setattr(
+        optax_sam, "ncsam", lambda *_, flip_ratio, **__: ratios.update(r=flip_ratio)
+    )
+    config = dataclasses.replace(TINY, method="ncsam", noise_rate=0.2)
+    for wrong, ratio in [(0.2, 0.2), (0.0, 0.1), (0.6, 0.4)]:
+        methods.build(config, 10, None, wrong)
+        assert ratios["r"] == ratio
+
+
+@pytest.mark.parametrize(("every_k", "steps"), [(None, 10), (2, 5), (20, 1)])
+def test_alpha_warms_up_over_epochs_where_second_gradients_are_rare(every_k, steps, monkeypatch):
+    """Its schedule counts the steps with a second gradient."""
+    warmups = []
+    monkeypatch.setattr(optax_sam, "linear_warmup_alpha", lambda *args: warmups.append(args) or 0.5)
+    config = dataclasses.replace(
+        TINY, method="saner", epochs=8, down_weight_warmup=0.25, every_k=every_k
+    )
+    methods.build(config, 80, None, 0.4)
+    assert warmups == [(0.5, 2, steps)]
+
+
+def test_the_nnx_page_refuses_what_it_ignores():
+    from examples.image_classification import train_nnx
+
+    with pytest.raises(ValueError, match="--model has no effect"):
+        train_nnx.main(dataclasses.replace(train_nnx.DEFAULTS, model="preact_resnet18"))
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
@@ -148,7 +205,9 @@ def test_compare_makes_one_line_per_setting(tmp_path, capsys):
         fake_run(tmp_path / "b", "sgd", 1, [0.6, 0.6]),
         fake_run(tmp_path / "c", "sam", 0, [0.7, 0.8], digest="b"),
     )
-    rows = compare.compare(Comparison(folders, tmp_path / "out"))
+    for _ in range(2):  # the second time, runs/* has the first comparison in it
+        rows = compare.compare(Comparison(folders, tmp_path / "out"))
+        folders = (*folders[:3], tmp_path / "out")
     assert [row["run"] for row in rows] == ["sgd", "sam"]
     assert rows[0]["test, last epoch"] == pytest.approx(50)
     assert rows[0]["test, last epoch, deviation"] == pytest.approx(100 * np.std([0.4, 0.6], ddof=1))
@@ -240,7 +299,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path, 
         known = len(logs.read_csv(killed / "metrics.csv"))
         assert max(complete) >= known  # what was told is not lost
     output = finish(start("train", *flags, "--resume", "--output", str(killed), cache=cache))
-    assert "resumed behind epoch" in output
+    assert "resumed after epoch" in output
 
     one, other = (checkpoint_record(run, 8) for run in (tmp_path / "straight", killed))
     assert one["arrays_sha256"] == other["arrays_sha256"]
@@ -298,7 +357,12 @@ def test_the_command_line(flags, code, said, capsys):
 def test_the_nnx_page_learns(capsys):
     from examples.image_classification import train_nnx
 
-    config = Config(subset=256, batch_size=32, width=16, method="jsam", rho=0.05, epochs=4)
-    accuracy = train_nnx.main(dataclasses.replace(config, learning_rate=0.02, noise_rate=0.2))
+    accuracy = train_nnx.main(
+        dataclasses.replace(
+            train_nnx.DEFAULTS,
+            **{"subset": 256, "batch_size": 32, "method": "jsam", "rho": 0.05, "epochs": 4},
+            **{"learning_rate": 0.02, "noise_rate": 0.2, "method_starts": 0.0},
+        )
+    )
     assert accuracy > 0.5
     assert capsys.readouterr().out.count("epoch") == 4

@@ -59,7 +59,7 @@ def test_four_devices_give_the_result_of_one(mode, loop):
     assert second == first >= 1, "something was compiled after the first epoch"
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap", "shard_map"])
+@pytest.mark.parametrize("mode", ["pmap", "shard_map"])
 def test_a_perturbation_per_device_is_one_per_group(mode):
     grouped = dataclasses.replace(LOCAL, perturbation="global", group_size=8)
     actual = trained(dataclasses.replace(LOCAL, parallel=mode))
@@ -76,6 +76,16 @@ def test_half_precision_computes_in_bfloat16_and_keeps_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
     assert row["loss"] != trained(TINY, devices=1)[1]["loss"]
     assert abs(row["loss"] - trained(TINY, devices=1)[1]["loss"]) < 0.05
+
+
+def test_what_devices_cannot_do_alike_is_refused():
+    devices = jax.devices()
+    ncsam = dataclasses.replace(TINY, method="ncsam", parallel="pmap")
+    with pytest.raises(ValueError, match="under pmap, each device would estimate NCSAM's"):
+        Run(ncsam, devices)
+    Run(ncsam, devices[:1])
+    with pytest.raises(ValueError, match="every device would compute the perturbations of all"):
+        Run(LOCAL, devices)
 
 
 def test_the_order_of_the_data_is_the_seeds_and_the_epochs():
@@ -117,15 +127,14 @@ def test_every_method_builds_with_its_options(method):
         TINY, method=method, down_weight=None if method == "sgd" else 0.5, method_starts=0.5
     )
     state = run.initial_state()
-    tx = make_optimizer(config, 4, run.devices)
+    tx = make_optimizer(config, 4, None, 0.4)
     assert jax.tree.leaves(jax.eval_shape(tx.init, state.params))
 
 
 def test_alpha_grows_over_the_warm_up():
     """A quarter of 8 epochs at 10 steps: half the strength in the first, all from the second."""
     config = dataclasses.replace(TINY, epochs=8, down_weight=0.5, down_weight_warmup=0.25)
-    run = Run(dataclasses.replace(TINY, method="sgd"), jax.devices()[:1])
-    tx = make_optimizer(config, 10, run.devices)
+    tx = make_optimizer(config, 10, None, 0.4)
     params = {"w": np.ones(3, np.float32)}
     state = tx.init(params)
     directions = []
