@@ -12,7 +12,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 
 # Nearly all of the suite's time is compilation. LLVM's optimizations are off unless the environment
-# decides; CI runs the suite once in either way.
+# decides; on the newest Python, CI runs the suite with them (but for the slow tests).
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
     jax.config.update("jax_disable_most_optimizations", True)
