@@ -1,4 +1,8 @@
-"""Every method reproduces its authors' float64 trajectory to 1e-10."""
+"""The recorded float64 trajectories are reproduced to 1e-10.
+
+They come from public PyTorch codes, for some methods from an independent implementation
+(``tests/golden/README.md``).
+"""
 
 import functools
 import pathlib
