@@ -45,7 +45,7 @@ def guidance(rows: list[dict[str, str]]) -> dict[str, str]:
         TEST: best[TEST],
         MEMORIZED: best[MEMORIZED],
         f"ρ within {AS_GOOD:g} points": " to ".join(dict.fromkeys([good[0], good[-1]])),
-        "ρ that no longer learns": f"from {collapsed[0]}" if collapsed else "none tried",
+        f"ρ that loses {COLLAPSED:g} points": f"from {collapsed[0]}" if collapsed else "none tried",
     }
 
 

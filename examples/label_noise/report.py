@@ -80,10 +80,10 @@ def summarize(config: Config, epochs: list[Epoch]) -> list[tuple[str, ...]]:
         rows.append(
             (
                 METHODS[method].label,
-                _mean_and_std(test[-1]),
-                _mean_and_std(test.max(axis=0)),
-                _mean_and_std(_curves(epochs, method, "memorized")[-1]),
-                _mean_and_std(_curves(epochs, method, "clean_fit")[-1]),
+                mean_and_std(test[-1]),
+                mean_and_std(test.max(axis=0)),
+                mean_and_std(_curves(epochs, method, "memorized")[-1]),
+                mean_and_std(_curves(epochs, method, "clean_fit")[-1]),
                 ratio,
             )
         )
@@ -210,7 +210,8 @@ def _title(config: Config) -> str:
     return f"scikit-learn digits, {noise}, {config.model.upper()}, {spread}"
 
 
-def _mean_and_std(shares: np.ndarray) -> str:
+def mean_and_std(shares: np.ndarray) -> str:
+    """``mean ± standard deviation`` in percent, over the seeds; without a deviation for one seed."""
     if np.isnan(shares).any():
         return "-"
     mean, deviation = 100 * shares.mean(), 100 * _deviation(shares)

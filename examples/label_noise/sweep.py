@@ -14,7 +14,7 @@ import tyro
 from config import Config
 from data import load_digits
 from methods import METHODS
-from report import write_atomically
+from report import mean_and_std, write_atomically
 from rich.progress import track
 from train import compare
 
@@ -64,19 +64,15 @@ def row_of(method: str, config: Config, data) -> dict[str, str]:
     """Trains one method at one radius: its results at the last and the best epoch."""
     measures = [epoch.measures for epoch in compare(config, data)]
     test = np.array([one["test_accuracy"] for one in measures])  # (epochs, seeds)
-
-    def percent(values: np.ndarray) -> str:
-        return f"{100 * values.mean():.1f} ± {100 * values.std():.1f}"
-
     return {
         "method": METHODS[method].label,
         "rho": f"{config.rho:g}",
         "alpha": f"{config.alpha:g}" if "saner" in method else "",
         "kappa": f"{config.kappa:g}" if "ncsam" in method else "",
-        "test accuracy, last epoch [%]": percent(test[-1]),
-        "test accuracy, best epoch [%]": percent(test.max(axis=0)),
-        "wrong labels memorized [%]": percent(measures[-1]["memorized"]),
-        "correct labels fitted [%]": percent(measures[-1]["clean_fit"]),
+        "test accuracy, last epoch [%]": mean_and_std(test[-1]),
+        "test accuracy, best epoch [%]": mean_and_std(test.max(axis=0)),
+        "wrong labels memorized [%]": mean_and_std(measures[-1]["memorized"]),
+        "correct labels fitted [%]": mean_and_std(measures[-1]["clean_fit"]),
     }
 
 
