@@ -278,12 +278,20 @@ class Engine:
         epsilon, perturbation_state = self._climb(gradients, step)
         loss, perturbed_grads = self._evaluate(step.loss_fn, step, epsilon)
         _axes.check_averaged(loss, self.axis_name)
+        gradient_norm = _tree.norm(gradients)
         metrics = SharpnessAwareMetrics(
             perturbed_loss=loss.astype(_tree.accumulation_dtype(step.params)),
-            gradient_norm=_tree.norm(gradients),
-            perturbation_norm=_tree.norm(epsilon),
+            gradient_norm=gradient_norm,
+            perturbation_norm=self._norm_of(epsilon, gradient_norm, step),
         )
         return Ascent(step.clean_grads, perturbed_grads, perturbation_state, metrics)
+
+    def _norm_of(self, epsilon: chex.ArrayTree, gradient_norm: jax.Array, step: Step) -> jax.Array:
+        """‖ε‖; where it is known, without another pass over all parameters, which a step would feel."""
+        if self.radius is None or self.ascent_steps is not None:
+            return _tree.norm(epsilon)
+        rho, _ = self.radius.read(step.state.perturbation, gradient_norm.dtype)
+        return _tree.divide_or_zero(rho * gradient_norm, gradient_norm)
 
     def _climb(
         self, gradients: chex.ArrayTree, step: Step
