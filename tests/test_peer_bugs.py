@@ -259,8 +259,7 @@ def test_12_the_reported_loss_is_the_clean_one(make):
     assert float(perturbed_loss) > float(loss) + 1e-3  # apart, and by its own name
 
 
-# 14, a resumed run that differs (the base optimizer's state missing from the checkpoint): a whole run is
-# stopped and resumed in tests/examples/image_classification/test_image_runs.py.
+# 14, a resumed run that differs: tests/examples/image_classification/test_image_runs.py resumes one.
 
 
 @every_method
