@@ -116,7 +116,7 @@ def growth(records: Sequence[Record]) -> Figure:
             axes.yaxis.set_minor_formatter(NullFormatter())
             if axes is row[0]:
                 axes.set_ylabel(TITLES[key].partition(",")[0], color=GREY)
-            if row is panels[-1]:
+            if key == measures[-1]:
                 axes.set_xlabel(axis, color=GREY)
     labels: dict[str, Any] = {}
     for axes in panels[0]:
