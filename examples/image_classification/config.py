@@ -124,7 +124,7 @@ class Config:
 
     epoch_loop: Literal["auto", "compiled", "python"] = "auto"
     """A whole epoch as one program, or a loop of compiled steps. auto: compiled, but not on a CPU,
-    where convolutions inside a compiled loop are many times slower."""
+    where there is little to gain."""
 
     # What is kept
     evaluate_every: int = 1
