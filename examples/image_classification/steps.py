@@ -118,7 +118,9 @@ class Epochs:
 
             numbers = jnp.arange(batches.shape[0], dtype=jnp.int32)
             if jax.default_backend() == "cpu":  # where convolutions in a loop are slow as they are
-                return jax.lax.scan(optax_sam.canonical_convolutions(one), state, (numbers, batches))
+                return jax.lax.scan(
+                    optax_sam.canonical_convolutions(one), state, (numbers, batches)
+                )
             return jax.lax.scan(one, state, (numbers, batches))
 
         self._step, self._epoch = devices.spread(step), devices.spread(epoch)
