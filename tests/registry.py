@@ -22,6 +22,7 @@ class Method:
       perturbation_norm_is_rho: ‖ε‖ = ρ whenever the gradient is not zero.
       perturbs_at_once: the first step already has ε ≠ 0.
       separable: a leaf that is not perturbed keeps its clean gradient in a separable loss.
+      selects_coordinates: a coordinate's group hangs on comparing g' with g, where rounding counts.
       static_args: integers that ``optax.inject_hyperparams`` must not trace.
       loss_traces: how often one compilation of ``update`` traces the user's loss.
     """
@@ -31,6 +32,7 @@ class Method:
     perturbation_norm_is_rho: bool = True
     perturbs_at_once: bool = True
     separable: bool = True
+    selects_coordinates: bool = False
     static_args: tuple[str, ...] = ()
     loss_traces: int = 1
 
@@ -42,7 +44,7 @@ def ncsam(rho, **options):
 METHODS: dict[str, Method] = {
     "sam": Method(optax_sam.sam),
     "asam": Method(optax_sam.asam, perturbation_norm_is_rho=False),
-    "saner": Method(optax_sam.saner),
+    "saner": Method(optax_sam.saner, selects_coordinates=True),
     "jsam": Method(optax_sam.jsam, loss_traces=2),
     "lsam": Method(optax_sam.lsam, loss_traces=2),
     "ncsam": Method(
@@ -59,6 +61,7 @@ METHODS: dict[str, Method] = {
         lambda rho=0.05, **o: optax_sam.sam(
             rho, combination=optax_sam.restrict_to_groups("B"), **o
         ),
+        selects_coordinates=True,
     ),
 }
 # SANER on top of the others, as in its paper.
@@ -68,6 +71,7 @@ METHODS |= {
         make=lambda rho=0.05, make=METHODS[name].make, **o: make(
             rho, combination=down_weight(0.5), **o
         ),
+        selects_coordinates=True,
         static_args=(),
     )
     for name in ("asam", "gsam", "friendly_sam", "vasso", "ncsam", "looksam")
