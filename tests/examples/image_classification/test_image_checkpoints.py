@@ -126,3 +126,20 @@ def test_what_a_killed_save_leaves_is_ignored(checkpoints):
     left.mkdir()
     (left / "half").write_bytes(os.urandom(10))
     assert reopened(checkpoints).restore(state()).epoch == 1
+
+
+def test_a_save_that_would_be_dropped_is_an_error(checkpoints):
+    checkpoints.save(2, state(), {})
+    with pytest.raises(CheckpointError, match=r"epoch 1 was not saved in .*\[2\].*--output"):
+        checkpoints.save(1, state(), {})
+
+
+def test_the_record_is_checked_before_the_arrays(checkpoints):
+    """Other settings give other shapes; the settings are what the user can mend."""
+    checkpoints.save(1, state(), {"rho": 0.1})
+
+    def check(record):
+        raise ValueError(f"rho was {record['rho']}")
+
+    with pytest.raises(ValueError, match=r"rho was 0\.1"):
+        checkpoints.restore({"another": np.zeros(3)}, check)

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -101,6 +102,41 @@ def test_divergence_names_the_last_good_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(train.TrainingDiverged, match=r"epoch 2 is nan.*checkpoints/1\."):
         train.train(dataclasses.replace(TINY, output=tmp_path))
     assert not (tmp_path / "checkpoints" / "2").exists()
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    """The loss is that before the last update, so it may look well."""
+    ordinary = train.Run.train_epoch
+
+    def overflowing(self, state, epoch, terminal):
+        state, row = ordinary(self, state, epoch, terminal)
+        if epoch == 2:
+            state = state._replace(params=jax.tree.map(lambda x: x * np.inf, state.params))
+        return state, row
+
+    monkeypatch.setattr(train.Run, "train_epoch", overflowing)
+    with pytest.raises(train.TrainingDiverged, match=r"epoch 2, parameters.*checkpoints/1\."):
+        train.train(dataclasses.replace(TINY, output=tmp_path))
+    assert not (tmp_path / "checkpoints" / "2").exists()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("here", [False, True])
+def test_no_process_goes_on_alone(here, elsewhere, monkeypatch):
+    def prepare():
+        if here:
+            raise OSError("the disk is full")
+        return "a run"
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    gather = lambda mine: np.array([bool(mine), elsewhere])  # noqa: E731
+    monkeypatch.setattr(train.multihost_utils, "process_allgather", gather)
+    if not here and not elsewhere:
+        assert train._in_all_processes(prepare) == "a run"
+        return
+    error, message = (OSError, "disk is full") if here else (RuntimeError, "process 1 has failed")
+    with pytest.raises(error, match=message):
+        train._in_all_processes(prepare)
 
 
 @pytest.mark.parametrize(

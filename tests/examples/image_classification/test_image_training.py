@@ -70,6 +70,13 @@ def test_images_on_the_host_give_the_same_run():
     assert_same(trained(dataclasses.replace(TINY, data_on="host")), trained(TINY, devices=1))
 
 
+def test_images_on_the_host_stay_there():
+    for where, kind in [("host", np.ndarray), ("device", jax.Array)]:
+        run = Run(dataclasses.replace(TINY, data_on=where), jax.devices()[:1])
+        held = [run.epochs._data.images, *run.train_chunks, *run.test_chunks]
+        assert all(isinstance(images, kind) for images in held)
+
+
 def test_half_precision_computes_in_bfloat16_and_keeps_float32():
     config = dataclasses.replace(TINY, precision="bfloat16")
     state, row, _, _ = trained(config, devices=1)
