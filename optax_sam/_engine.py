@@ -29,10 +29,10 @@ from optax_sam.evaluations import (
 )
 from optax_sam.groups import gradients_in_slices, mean_over_groups
 from optax_sam.objectives import Objective, require_objective, with_parameters
-from optax_sam.per_example import per_example_gradient
 from optax_sam.per_example.descent import Evaluation as PerExampleEvaluation
+from optax_sam.per_example.gradient import is_worthwhile, per_example_gradient
 
-# The evaluations that the fast path for one perturbation per example knows.
+# The evaluations that the fast path for perturbations per example or group knows.
 _PER_EXAMPLE: dict[Any, PerExampleEvaluation] = {
     full_gradient: "full",
     jacobian_only: "jacobian_only",
@@ -215,9 +215,8 @@ class Engine:
         """Climbs and evaluates, once for the batch or once for each group."""
         if self.group_size is None:
             return self._climb_and_evaluate(self._gradients_to_climb(step), step)
-        one_climb_each = self.group_size == 1 and self.ascent_steps is None
-        if one_climb_each and self.radius is not None and self.evaluation in _PER_EXAMPLE:
-            return self._ascend_per_example(step, self.radius)
+        if self.radius is not None and self._follows_the_groups(step, self.group_size):
+            return self._ascend_fast(step, self.radius, self.group_size)
         return mean_over_groups(
             lambda objective, logits: self._ascend_group(
                 step._replace(loss_fn=objective, extra_args=step.extra_args | {"logits": logits})
@@ -229,8 +228,19 @@ class Engine:
             axis_name=self.axis_name,
         )
 
-    def _ascend_per_example(self, step: Step, radius: Hyperparameter) -> Ascent:
-        """The groups of one example, by the fast path."""
+    def _follows_the_groups(self, step: Step, group_size: int) -> bool:
+        """Whether the fast path knows the method and is worth its while."""
+        if self.ascent_steps is not None or self.evaluation not in _PER_EXAMPLE:
+            return False
+        objective = require_objective(step.loss_fn, "group_size")
+        if group_size == 1:
+            return True
+        return group_size < objective.batch_size and is_worthwhile(
+            objective, step.params, step.perturbed_leaves, group_size
+        )
+
+    def _ascend_fast(self, step: Step, radius: Hyperparameter, group_size: int) -> Ascent:
+        """All groups by the fast path."""
         dtype = _tree.accumulation_dtype(step.params)
         rho, perturbation_state = radius.read(step.state.perturbation, dtype)
         result = per_example_gradient(
@@ -238,6 +248,7 @@ class Engine:
             step.local_params,
             rho,
             evaluation=_PER_EXAMPLE[self.evaluation],
+            group_size=group_size,
             chunk_size=self.microbatch_size,
             mask=step.perturbed_leaves,
         )

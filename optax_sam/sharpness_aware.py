@@ -70,9 +70,9 @@ def sharpness_aware(
         ``Objective`` (at least one). If nothing else uses the incoming g (no ``combination``), ``jit``
         removes its computation, and the two gradients cost 1 + q.
       group_size: m, cuts the batch of an ``Objective`` into groups of m examples, each with its own ε
-        from its own gradient (m-SAM; 1 is 1-SAM, with a fast path). m must divide the batch. The
-        combination acts on the averages. The incoming g is not used, so ``jit`` removes its
-        computation.
+        from its own gradient (m-SAM; 1 is 1-SAM), by a fast path where it pays. m must divide the
+        batch. The combination acts on the averages. The incoming g is not used, so ``jit`` removes
+        its computation.
       microbatch_size: takes every pass of an ``Objective`` that is the engine's in slices of this
         many examples, in the memory of one slice and with the same result (networks that do not mix
         examples). Must divide the batch; with groups, a multiple of m. For the clean pass, which is

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import optax_sam
 from optax_sam import Objective
+from optax_sam.per_example import gradient
 from tests.problems import apply_mlp, examples, mlp_parameters
 
 DEVICES, BATCH, RHO = 4, 16, 0.3
@@ -133,6 +134,45 @@ def test_the_memory_is_that_of_one_slice(name):
     weights = 4 * (16 + 4) * width
     # A few gradients and perturbations; eight slices side by side would be eight gradients more.
     assert temporary(2) < 7 * weights < temporary(None)
+
+
+@pytest.mark.parametrize("size", [1, 4, 16])
+def test_groups_keep_no_copies_of_large_weights(size):
+    """Differentiating each group by itself has a gradient and perturbed weights for each at work."""
+    inputs, labels = jnp.zeros((64, 512)), jnp.zeros(64, jnp.int32)
+    params = {"a": jnp.zeros((512, 512)), "b": jnp.zeros((512, 4))}
+
+    def temporary(method):
+        def direction(params, inputs, labels):
+            objective = Objective(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], inputs, labels)
+            tx = method(RHO, group_size=size)
+            return tx.update(params, tx.init(params), params, loss_fn=objective)[0]
+
+        program = jax.jit(direction).lower(params, inputs, labels).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    weights = 4 * 512 * (512 + 4)
+    assert temporary(optax_sam.sam) < 1.5 * weights < 2 * weights < temporary(optax_sam.asam)
+
+
+def test_groups_are_differentiated_by_themselves_where_that_is_faster():
+    def is_worthwhile(apply, params, shape, size):
+        objective = Objective(apply, jnp.zeros((32, *shape)), jnp.zeros(32, jnp.int32))
+        mask = jax.tree.map(lambda _: True, params)
+        return gradient.is_worthwhile(objective, params, mask, size)
+
+    def convolve(kernel, images):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+        return y.mean((1, 2))
+
+    kernel, image = jnp.zeros((3, 3, 1, 4)), (6, 6, 1)
+    assert is_worthwhile(convolve, kernel, image, 8)
+    assert not is_worthwhile(convolve, kernel, image, 16)
+    # Sixteen examples of one position are few beside 512 inputs and outputs, of 100 positions not.
+    weights = jnp.zeros((512, 512))
+    assert is_worthwhile(lambda w, x: x @ w, weights, (512,), 16)
+    assert not is_worthwhile(lambda w, x: (x @ w).mean(1), weights, (100, 512), 16)
 
 
 @pytest.mark.parametrize("method", [optax_sam.asam, optax_sam.vasso, optax_sam.friendly_sam])

@@ -1,4 +1,4 @@
-r"""The first pass: every example's gradient :math:`g_i` at w and its norm, for a chunk of examples."""
+r"""The first pass: every group's gradient :math:`g_j` at w and its norm, for a chunk of groups."""
 
 from typing import Any, NamedTuple
 
@@ -15,15 +15,15 @@ from optax_sam.per_example.walk import ParameterValue, walk
 
 
 class Ascent(NamedTuple):
-    """What the first pass knows about each example of a group (leading axis: the examples).
+    """What the first pass knows about each group of a chunk (leading axis: the groups).
 
     Attributes:
       losses: the losses at w.
       logits: the logits at w, a list of leaves.
       captured: inputs of each site, by leaf.
       cotangents: derivative in the output of each site, by leaf.
-      gradients: g_i of the leaves whose plan is a kernel or a gradient per example, by leaf.
-      norms: ‖g_i‖ over the perturbed leaves.
+      gradients: g_j of the leaves whose plan is a kernel or a gradient of its own, by leaf.
+      norms: ‖g_j‖ over the perturbed leaves.
     """
 
     losses: jax.Array
@@ -59,33 +59,33 @@ class _Recorder:
         raise AssertionError(f"leaf {parameter.leaf} was planned as a site, but it is {reason}")
 
 
-def ascend(trace: Trace, plan: Plan, leaves: list[jax.Array], examples: Any) -> Ascent:
-    """Every example's gradient at w, in the form that the plan asks for."""
+def ascend(trace: Trace, plan: Plan, leaves: list[jax.Array], groups: Any) -> Ascent:
+    """Every group's gradient at w, in the form that the plan asks for."""
     sites = {index: leaf for index, leaf in enumerate(plan.leaves) if leaf.site is not None}
     taps = {
         index: jnp.zeros(leaf.site.output_type.shape, leaf.site.output_type.dtype)
         for index, leaf in sites.items()
     }
-    taps = to_varying_like(taps, (leaves, examples))
+    taps = to_varying_like(taps, (leaves, groups))
     others = {
         index: leaves[index]
         for index, leaf in enumerate(plan.leaves)
         if index not in sites and leaf.method != plans.CONSTANT
     }
 
-    def loss(taps, others, example):
+    def loss(taps, others, group):
         recorder = _Recorder(taps)
         arguments = [
             ParameterValue(leaf, leaf=index) if index in sites else others.get(index, leaf)
             for index, leaf in enumerate(leaves)
         ]
-        logits = walk(trace.jaxpr, [*arguments, *jax.tree.leaves(example)], recorder)
-        value = trace.loss(trace.logits(logits), example)
+        logits = walk(trace.jaxpr, [*arguments, *jax.tree.leaves(group)], recorder)
+        value = trace.loss(trace.logits(logits), group)
         return value, (logits, recorder.captured)
 
     gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
     (losses, (logits, captured)), (cotangents, gradients) = jax.vmap(gradient, (None, None, 0))(
-        taps, others, examples
+        taps, others, groups
     )
     for index, leaf in sites.items():
         if leaf.method == plans.KERNEL:
@@ -110,7 +110,7 @@ def clean_gradients(
     trace: Trace, plan: Plan, leaves: list[jax.Array], ascent: Ascent
 ) -> list[jax.Array]:
     """The chunk's share of the gradient at w of the mean over the whole batch."""
-    share = 1 / trace.objective.batch_size
+    share = 1 / trace.count
 
     def one(index, leaf, array):
         if leaf.method == plans.CONSTANT:
@@ -126,7 +126,7 @@ def clean_gradients(
 
 
 def _summed_gradient(leaf: LeafPlan, captured: jax.Array, cotangents: jax.Array) -> jax.Array:
-    """One product over all examples and positions, as in an ordinary backward pass."""
+    """One product over all groups and positions, as in an ordinary backward pass."""
     site = leaf.site
 
     def outputs(weights):

@@ -1,4 +1,4 @@
-r"""The second pass: the gradient of a chunk of examples, each at its own :math:`w + \epsilon_i`."""
+r"""The second pass: the gradient of a chunk of groups, each at its own :math:`w + \epsilon_j`."""
 
 from typing import Any, Literal, get_args
 
@@ -25,10 +25,10 @@ def descend(
     ascent: Ascent,
     scales: jax.Array,
     leaves: list[jax.Array],
-    examples: Any,
+    groups: Any,
     evaluation: Evaluation,
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """The loss at the examples' own w + ε_i and the gradients to descend along.
+    """The loss at the groups' own w + ε_j and the gradients to descend along.
 
     Both are the chunk's share of the mean over the whole batch.
 
@@ -36,12 +36,11 @@ def descend(
       trace: the traced network.
       plan: the plan of every leaf.
       ascent: what the first pass found.
-      scales: ρ / ‖g_i‖, one per example.
+      scales: ρ / ‖g_j‖, one per group.
       leaves: the parameter leaves w.
-      examples: the chunk, leading axis the examples.
+      groups: the chunk, leading axis the groups.
       evaluation: which factors of the gradient are perturbed.
     """
-    batch_size = trace.objective.batch_size
     floating = [_tree.is_floating(leaf) for leaf in leaves]
 
     def with_constants(free):
@@ -49,17 +48,17 @@ def descend(
         return [next(free) if f else leaf for f, leaf in zip(floating, leaves, strict=True)]
 
     def perturbed(free):
-        return perturbed_logits(trace, plan, ascent, scales, with_constants(free), examples)
+        return perturbed_logits(trace, plan, ascent, scales, with_constants(free), groups)
 
     def clean(free):
-        return clean_logits(trace, with_constants(free), examples)
+        return clean_logits(trace, with_constants(free), groups)
 
     def total_loss(logits):
-        return jnp.sum(jax.vmap(trace.loss)(logits, examples)) / batch_size
+        return jnp.sum(jax.vmap(trace.loss)(logits, groups)) / trace.count
 
     def logit_terms(logits):
-        terms = jax.vmap(trace.logit_term)(logits, examples)
-        return jax.tree.map(lambda term: term / batch_size, terms)
+        terms = jax.vmap(trace.logit_term)(logits, groups)
+        return jax.tree.map(lambda term: term / trace.count, terms)
 
     free = [leaf for f, leaf in zip(floating, leaves, strict=True) if f]
     if evaluation == "full":
@@ -79,7 +78,7 @@ def descend(
 
 
 class _Perturber:
-    """Applies weights that differ from example to example.
+    """Applies weights that differ from group to group.
 
     Attributes:
       factored: for leaves planned with Gram matrices ``(site, captured, cotangent, scale)``.
@@ -108,11 +107,11 @@ class _Perturber:
 
 
 def _own_weights(site: Site, inputs, clean, perturbed) -> jax.Array:
-    """``op(x, w + ε_i)``, with the derivative in w taken as that of ``op(x, w)``.
+    """``op(x, w + ε_j)``, with the derivative in w taken as that of ``op(x, w)``.
 
     The two derivatives are equal, since the operation is linear in the weights; but w is the same for
-    all examples, so the second one is summed over the group as it is computed. Differentiating
-    through w + ε_i would form a second gradient for every example first.
+    all groups, so the second one is summed over the chunk as it is computed. Differentiating
+    through w + ε_j would form a second gradient for every group first.
     """
 
     @jax.custom_jvp
@@ -137,11 +136,11 @@ def _own_weights(site: Site, inputs, clean, perturbed) -> jax.Array:
 
 
 def perturbed_logits(
-    trace: Trace, plan: Plan, ascent: Ascent, scales: jax.Array, leaves: list[jax.Array], examples
+    trace: Trace, plan: Plan, ascent: Ascent, scales: jax.Array, leaves: list[jax.Array], groups
 ) -> chex.ArrayTree:
-    """The logits of every example at its own w + ε_i; differentiable in ``leaves``, which is w."""
+    """The logits of every group at its own w + ε_j; differentiable in ``leaves``, which is w."""
 
-    def one(leaves, scale, captured, cotangents, gradients, example):
+    def one(leaves, scale, captured, cotangents, gradients, group):
         factored: dict[int, tuple[MatrixSite, jax.Array, jax.Array, jax.Array]] = {}
         arguments = []
         for index, (leaf, array) in enumerate(zip(plan.leaves, leaves, strict=True)):
@@ -154,19 +153,19 @@ def perturbed_logits(
                 array = perturbed if plan.failure else ParameterValue(array, perturbed, leaf=index)
             arguments.append(array)
         visitor = _Perturber(factored)
-        logits = walk(trace.jaxpr, [*arguments, *jax.tree.leaves(example)], visitor)
+        logits = walk(trace.jaxpr, [*arguments, *jax.tree.leaves(group)], visitor)
         return resolve_all(logits, visitor, "is itself a logit")
 
     kept = (ascent.captured, ascent.cotangents, ascent.gradients)
-    logits = jax.vmap(one, (None, 0, 0, 0, 0, 0))(leaves, scales, *kept, examples)
+    logits = jax.vmap(one, (None, 0, 0, 0, 0, 0))(leaves, scales, *kept, groups)
     return trace.logits(logits)
 
 
-def clean_logits(trace: Trace, leaves: list[jax.Array], examples) -> chex.ArrayTree:
-    """The logits of every example at w."""
+def clean_logits(trace: Trace, leaves: list[jax.Array], groups) -> chex.ArrayTree:
+    """The logits of every group at w."""
 
-    def one(leaves, example):
-        return walk(trace.jaxpr, [*leaves, *jax.tree.leaves(example)], _Perturber({}))
+    def one(leaves, group):
+        return walk(trace.jaxpr, [*leaves, *jax.tree.leaves(group)], _Perturber({}))
 
-    logits = jax.vmap(one, (None, 0))(leaves, examples)
+    logits = jax.vmap(one, (None, 0))(leaves, groups)
     return trace.logits(logits)

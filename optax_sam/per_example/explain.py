@@ -4,40 +4,49 @@ import chex
 import jax
 
 from optax_sam import _masks
+from optax_sam._hyperparameters import check_integer
 from optax_sam.objectives import Objective, require_objective
 from optax_sam.per_example import plan as plans
 from optax_sam.per_example.independence import check_independence
 from optax_sam.per_example.plan import LeafPlan, Plan, make_plan
-from optax_sam.per_example.trace import trace
+from optax_sam.per_example.trace import Trace, trace
 
 _HEADER = ("parameter", "shape", "meets the data in", "method", "cost / SGD", "copies", "reason")
 
 
 def explain(
-    objective: Objective, params: chex.ArrayTree, *, mask: _masks.Mask | None = None
+    objective: Objective,
+    params: chex.ArrayTree,
+    *,
+    group_size: int = 1,
+    mask: _masks.Mask | None = None,
 ) -> str:
     """Says how :func:`per_example_gradient` will treat every parameter, and why.
 
-    Columns: the operation in which the leaf meets the data, with its positions T per example, inputs
+    Columns: the operation in which the leaf meets the data, with its positions T per group, inputs
     K and outputs O; how its perturbation is computed; multiplications of both passes in this
-    operation as a multiple of those of an SGD step (SAM: 2.0); how many numbers are kept per example
+    operation as a multiple of those of an SGD step (SAM: 2.0); how many numbers are kept per group
     of a chunk because of this leaf; and why a leaf has no fast form. The methods:
 
     * ``Gram matrices``: from T × T inner products; no copy of the weights.
-    * ``kernel per example``: a gradient and perturbed weights for each example of a chunk.
-    * ``gradient per example``: ordinary differentiation of each example. Exact for everything; cheap
-      for small leaves such as biases and scales.
+    * ``own kernel``: a gradient and perturbed weights for each group of a chunk.
+    * ``own gradient``: ordinary differentiation of each group. Exact for everything; cheap for small
+      leaves such as biases and scales.
+
+    A group is one example unless ``group_size`` says otherwise.
 
     Args:
       objective: the supervised loss.
       params: pytree of parameters.
+      group_size: m, the number of examples that share a perturbation.
       mask: as in :func:`per_example_gradient`.
 
     Returns:
       A table to print.
 
     Raises:
-      ValueError: if the network mixes the examples of the batch.
+      ValueError: if the network mixes the examples of the batch and ``group_size`` is 1, or if that
+        does not divide the batch.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -49,12 +58,13 @@ def explain(
       True
     """
     objective = require_objective(objective, "a perturbation per example")
-    independence = check_independence(objective, params)
+    check_integer("group_size", group_size, minimum=1)
+    independence = check_independence(objective, params) if group_size == 1 else "not needed"
     flags = jax.tree.leaves(_masks.resolve_mask("mask", mask, params))
-    plan = make_plan(trace(objective, params), jax.tree.leaves(params), flags)
-    batch_size = objective.batch_size
+    traced = trace(objective, params, group_size)
+    plan = make_plan(traced, jax.tree.leaves(params), flags)
     rows = [_HEADER, *(_row(leaf) for leaf in plan.leaves)]
-    return "\n".join([_table(rows), "", *_summary(plan, batch_size, independence)])
+    return "\n".join([_table(rows), "", *_summary(plan, traced, independence)])
 
 
 def _row(leaf: LeafPlan) -> tuple[str, ...]:
@@ -67,7 +77,7 @@ def _row(leaf: LeafPlan) -> tuple[str, ...]:
         where,
         leaf.method,
         "-" if cost is None else f"{cost:.2f}",
-        str(leaf.per_example_size),
+        str(leaf.copied_size),
         leaf.reason,
     )
 
@@ -97,11 +107,11 @@ def _table(rows: list[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _summary(plan: Plan, batch_size: int, independence: str) -> list[str]:
-    chunk = plan.chunk_size(batch_size)
+def _summary(plan: Plan, traced: Trace, independence: str) -> list[str]:
+    at_once = plan.groups_at_once(traced.count, traced.group_size)
     return [
-        f"examples at once: {chunk} of {batch_size}",
-        f"numbers kept in copies of weights: {chunk * plan.per_example_size}",
+        f"examples at once: {at_once * traced.group_size} of {traced.objective.batch_size}",
+        f"numbers kept in copies of weights: {at_once * plan.copied_size}",
         f"independence of the examples: {independence}",
         *([f"the network cannot be followed: {plan.failure}"] if plan.failure else []),
     ]

@@ -1,4 +1,4 @@
-"""Exact per-example sharpness-aware gradients at about the cost of one perturbation per batch."""
+"""Exact sharpness-aware gradients per example or group, at about the cost of one per batch."""
 
 import functools
 import warnings
@@ -23,16 +23,16 @@ from optax_sam.per_example.varying import to_varying_like
 
 
 class PerExampleResult(NamedTuple):
-    """Means over the examples of a batch.
+    """Means over the groups of a batch.
 
     Attributes:
       loss: scalar, the loss at w.
-      perturbed_loss: scalar, mean of the losses at w + ε_i.
+      perturbed_loss: scalar, mean of the losses at w + ε_j.
       gradients: pytree like the parameters, the direction to descend along.
       clean_gradients: pytree like the parameters, the gradient of the loss at w. Free under ``jit``
         if nobody uses it.
-      gradient_norm: scalar, mean of ‖g_i‖ over the perturbed leaves.
-      perturbation_norm: scalar, mean of ‖ε_i‖: ρ, unless some gradients vanish.
+      gradient_norm: scalar, mean of ‖g_j‖ over the perturbed leaves.
+      perturbation_norm: scalar, mean of ‖ε_j‖: ρ, unless some gradients vanish.
     """
 
     loss: jax.Array
@@ -49,39 +49,42 @@ def per_example_gradient(
     rho: chex.Numeric,
     *,
     evaluation: Evaluation = "full",
+    group_size: int = 1,
     chunk_size: int | None = None,
     mask: _masks.Mask | Callable[[chex.ArrayTree], _masks.Mask] | None = None,
 ) -> PerExampleResult:
-    r"""The gradient of 1-SAM: every example climbs along its own gradient.
+    r"""The gradient of m-SAM: every group of m examples climbs along its own gradient.
 
     .. math::
-       \epsilon_i = \rho \frac{g_i}{\|g_i\|}, \quad g_i = \nabla \ell_i(w), \qquad
-       \frac{1}{B} \sum_i \nabla \ell_i(w + \epsilon_i)
+       \epsilon_j = \rho \frac{g_j}{\|g_j\|}, \quad g_j = \nabla L_j(w), \qquad
+       \frac{m}{B} \sum_j \nabla L_j(w + \epsilon_j)
 
-    The result is exact: equal to differentiating every example by itself, up to rounding. What differs
-    is the cost, about that of SAM with one perturbation for the batch. The loss is traced once; where
-    a parameter meets the data in a matrix product, a convolution or a row lookup, its gradient,
-    its norm and the perturbed output are computed by the formulas of
+    with :math:`L_j` the mean loss of group j: m consecutive examples, and with m = 1 (1-SAM) a single
+    one. The result is exact: equal to differentiating every group by itself, up to rounding. What
+    differs is the cost, about that of SAM with one perturbation for the batch. The loss is traced
+    once; where a parameter meets the data in a matrix product, a convolution or a row lookup, its
+    gradient, its norm and the perturbed output are computed by the formulas of
     :mod:`optax_sam.per_example.sites`; everywhere else by ordinary differentiation. :func:`explain`
     prints which is which.
 
-    Randomness: an example is traced as a batch of one. A dropout key that ``apply_fn`` closes over
-    therefore gives all examples the same mask (the same in both passes). For masks per example, pass
+    Randomness: a group is traced as a batch of m. A dropout key that ``apply_fn`` closes over
+    therefore gives all groups the same masks (the same in both passes). For masks per example, pass
     one key per example as part of ``inputs``.
 
-    Networks that mix the examples of a batch (BatchNorm in batch mode) have no loss per example. They
-    are refused; :func:`optax_sam.per_example.independence.check_independence` says what cannot be
-    detected.
+    Networks that mix the examples of a batch (BatchNorm in batch mode) have no loss per example. For
+    m = 1 they are refused; :func:`optax_sam.per_example.independence.check_independence` says what
+    cannot be detected. In larger groups they mix the examples of each group.
 
     Args:
       objective: the supervised loss.
       params: pytree of parameters w; integer leaves are passed on and get zero gradients.
       rho: ρ, the norm of every perturbation; a number or a traced scalar.
       evaluation: ``"full"`` for 1-SAM; ``"jacobian_only"`` for 1-J-SAM, the network's Jacobian at
-        w + ε_i and the logit term at w; ``"logit_only"`` for 1-L-SAM, the reverse.
-      chunk_size: number of examples processed at once, which bounds the memory; the result does not
-        depend on it. A last, smaller chunk takes what it does not divide. None chooses: 8 for
-        convolutional networks and where weights are copied per example, else the batch.
+        w + ε_j and the logit term at w; ``"logit_only"`` for 1-L-SAM, the reverse.
+      group_size: m, the number of examples that share a perturbation; must divide the batch.
+      chunk_size: number of examples processed at once (at least a group), which bounds the memory;
+        the result does not depend on it. A last, smaller chunk takes what it does not divide. None
+        chooses: about 8 for convolutional networks and where weights are copied, else the batch.
       mask: pytree of bools like the parameters (or a prefix, or a function of the parameters): where
         False, a leaf is not perturbed and does not count in ‖g_i‖.
 
@@ -105,6 +108,7 @@ def per_example_gradient(
       Baek, Kolter, Raghunathan, Why is SAM Robust to Label Noise?, ICLR 2024, arXiv 2405.03676.
     """
     objective = require_objective(objective, "a perturbation per example")
+    check_integer("group_size", group_size, minimum=1)
     if evaluation not in EVALUATIONS:
         raise ValueError(f"evaluation must be one of {EVALUATIONS}, got {evaluation!r}.")
     if chunk_size is not None:
@@ -115,12 +119,29 @@ def per_example_gradient(
     )
     # Inside a caller's jit a second boundary buys nothing.
     compute = _compute if is_traced else _compute_compiled
-    return compute(objective, params, rho, evaluation, chunk_size, flags)
+    return compute(objective, params, rho, evaluation, group_size, chunk_size, flags)
 
 
-def _compute(objective, params, rho, evaluation, chunk_size, flags) -> PerExampleResult:
-    check_independence(objective, params)
-    means = functools.partial(_means, evaluation=evaluation, chunk_size=chunk_size, perturbed=flags)
+def is_worthwhile(
+    objective: Objective, params: chex.ArrayTree, mask: _masks.Mask, group_size: int
+) -> bool:
+    """Whether the fast path is faster than differentiating each group by itself."""
+    plan = make_plan(
+        trace(objective, params, group_size), jax.tree.leaves(params), jax.tree.leaves(mask)
+    )
+    return plan.suits_groups_of(group_size)
+
+
+def _compute(objective, params, rho, evaluation, group_size, chunk_size, flags) -> PerExampleResult:
+    if group_size == 1:
+        check_independence(objective, params)
+    means = functools.partial(
+        _means,
+        evaluation=evaluation,
+        group_size=group_size,
+        chunk_size=chunk_size,
+        perturbed=flags,
+    )
 
     @jax.custom_jvp
     def gradient(objective, params, rho):
@@ -135,11 +156,11 @@ def _compute(objective, params, rho, evaluation, chunk_size, flags) -> PerExampl
     return gradient(objective, params, jnp.asarray(rho))
 
 
-_compute_compiled = jax.jit(_compute, static_argnums=(3, 4, 5))
+_compute_compiled = jax.jit(_compute, static_argnums=(3, 4, 5, 6))
 
 _SLOW = (
-    "the fast path for perturbations per example cannot follow this network and differentiates every "
-    "example by itself, which is exact but slow: "
+    "the fast path for perturbations per example or group cannot follow this network and "
+    "differentiates every one by itself, which is exact but slow: "
 )
 
 
@@ -149,6 +170,7 @@ def _means(
     rho: jax.Array,
     *,
     evaluation: Evaluation,
+    group_size: int,
     chunk_size: int | None,
     perturbed: tuple[bool, ...],
     follow: bool,
@@ -156,7 +178,7 @@ def _means(
     """The result, by following the parameters through the traced loss or by plain differentiation."""
     leaves, treedef = jax.tree.flatten(params)
     leaves = [jnp.asarray(leaf) for leaf in leaves]
-    traced = trace(objective, params)
+    traced = trace(objective, params, group_size)
     plan = make_plan(traced, leaves, perturbed)
     means_of = functools.partial(
         _means_over_batch, traced, evaluation=evaluation, chunk_size=chunk_size
@@ -196,24 +218,26 @@ def _means_over_batch(
     chunk_size: int | None,
 ) -> PerExampleResult:
     """The result with leaves in place of pytrees, chunk by chunk."""
-    batch_size = traced.objective.batch_size
-    size = min(chunk_size or plan.chunk_size(batch_size), batch_size)
+    if chunk_size is None:
+        size = plan.groups_at_once(traced.count, traced.group_size)
+    else:
+        size = min(max(1, chunk_size // traced.group_size), traced.count)
     share_of: Callable[..., PerExampleResult] = functools.partial(
         _share_of_chunk, traced, plan, evaluation
     )
     if plan.has_convolution:
         share_of = inside_control_flow(share_of)
-    if size == batch_size:
-        return share_of(leaves, rho, traced.examples)
-    count, remainder = divmod(batch_size, size)
+    if size == traced.count:
+        return share_of(leaves, rho, traced.groups)
+    count, remainder = divmod(traced.count, size)
     cut = count * size
     chunks = jax.tree.map(
-        lambda leaf: leaf[:cut].reshape(count, size, *leaf.shape[1:]), traced.examples
+        lambda leaf: leaf[:cut].reshape(count, size, *leaf.shape[1:]), traced.groups
     )
     sums = _sum_over_loop(lambda chunk: share_of(leaves, rho, chunk), chunks, (leaves, chunks))
     if not remainder:
         return sums
-    rest = jax.tree.map(lambda leaf: leaf[cut:], traced.examples)
+    rest = jax.tree.map(lambda leaf: leaf[cut:], traced.groups)
     return jax.tree.map(jnp.add, sums, share_of(leaves, rho, rest))
 
 
@@ -232,24 +256,23 @@ def _sum_over_loop(function: Callable[[Any], Any], chunks: Any, like: Any) -> An
 
 
 def _share_of_chunk(
-    traced: Trace, plan: Plan, evaluation: Evaluation, leaves, rho, examples
+    traced: Trace, plan: Plan, evaluation: Evaluation, leaves, rho, groups
 ) -> PerExampleResult:
     """What one chunk adds to the means over the batch, in at least float32.
 
-    The division by the batch size is inside the differentiation, where it costs nothing; dividing
+    The division by the number of groups is inside the differentiation, where it costs nothing; dividing
     the gradients at the end would be one more pass over all parameters.
     """
-    ascent = ascend(traced, plan, leaves, examples)
+    ascent = ascend(traced, plan, leaves, groups)
     scales = _tree.divide_or_zero(rho.astype(ascent.norms.dtype), ascent.norms)
-    perturbed_loss, gradients = descend(traced, plan, ascent, scales, leaves, examples, evaluation)
-    batch_size = traced.objective.batch_size
+    perturbed_loss, gradients = descend(traced, plan, ascent, scales, leaves, groups, evaluation)
     share = PerExampleResult(
-        loss=jnp.sum(ascent.losses) / batch_size,
+        loss=jnp.sum(ascent.losses) / traced.count,
         perturbed_loss=perturbed_loss,
         gradients=gradients,
         clean_gradients=clean_gradients(traced, plan, leaves, ascent),
-        gradient_norm=jnp.sum(ascent.norms) / batch_size,
-        perturbation_norm=jnp.sum(scales * ascent.norms) / batch_size,
+        gradient_norm=jnp.sum(ascent.norms) / traced.count,
+        perturbation_norm=jnp.sum(scales * ascent.norms) / traced.count,
     )
     dtype = _tree.accumulation_dtype(leaves)
     return jax.tree.map(lambda leaf: leaf.astype(dtype), share)

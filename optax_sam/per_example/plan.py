@@ -10,12 +10,12 @@ import jax
 from optax_sam import _tree
 from optax_sam.convolutions import has_convolution
 from optax_sam.per_example.sites import Site, site_of
-from optax_sam.per_example.trace import Trace, first_example
+from optax_sam.per_example.trace import Trace
 from optax_sam.per_example.walk import ParameterValue, apply_path, resolve_all, walk
 
 GRAM = "Gram matrices"
-KERNEL = "kernel per example"
-GRADIENT = "gradient per example"
+KERNEL = "own kernel"
+GRADIENT = "own gradient"
 FROZEN = "not perturbed"
 CONSTANT = "not differentiated"
 
@@ -30,10 +30,10 @@ class LeafPlan:
       method: how its perturbation is computed.
 
         * ``GRAM``: norm and perturbed output from T × T Gram matrices; nothing of the size of the
-          weights exists per example.
-        * ``KERNEL``: gradient and perturbed weights exist for each example of a chunk; the second
+          weights exists per group.
+        * ``KERNEL``: gradient and perturbed weights exist for each group of a chunk; the second
           gradient does not.
-        * ``GRADIENT``: ordinary per-example differentiation, exact for everything.
+        * ``GRADIENT``: ordinary differentiation of each group, exact for everything.
         * ``FROZEN``: masked; ``CONSTANT``: integers.
       site: where the leaf meets the data, if that is exactly one known place.
       path_to_site: the rearrangements in between.
@@ -48,8 +48,8 @@ class LeafPlan:
     reason: str = ""
 
     @property
-    def per_example_size(self) -> int:
-        """How many numbers per example are kept because of this leaf."""
+    def copied_size(self) -> int:
+        """How many numbers are kept for each group of a chunk because of this leaf."""
         return math.prod(self.shape) if self.method in (KERNEL, GRADIENT) else 0
 
     @property
@@ -83,27 +83,40 @@ class Plan:
     failure: str = ""
 
     @property
-    def per_example_size(self) -> int:
-        """How many numbers are kept for each example of a chunk, in copies of weights."""
-        return sum(leaf.per_example_size for leaf in self.leaves)
+    def copied_size(self) -> int:
+        """How many numbers are kept for each group of a chunk, in copies of weights."""
+        return sum(leaf.copied_size for leaf in self.leaves)
 
-    def chunk_size(self, batch_size: int) -> int:
-        """How many examples are best processed at once; the result does not depend on it.
+    @property
+    def is_best_left_whole(self) -> bool:
+        """Whether the batch needs no cutting into chunks.
 
         Convolutional networks profit from caches in small chunks, even without copies of weights. A
-        network whose plan needs next to no copies is best left whole.
+        network whose plan needs next to no copies does not.
         """
-        if not self.has_convolution and self.per_example_size <= _SMALL_COPIES:
-            return batch_size
-        limit = 8
+        return not self.has_convolution and self.copied_size <= _SMALL_COPIES
+
+    def suits_groups_of(self, size: int) -> bool:
+        """Whether following the plan is faster than differentiating each group by itself.
+
+        Large groups are work enough for ordinary differentiation, unless their gradients, as large as
+        the weights, outweigh it.
+        """
+        return not self.failure and (size <= _SMALL_CHUNK or self.is_best_left_whole)
+
+    def groups_at_once(self, count: int, group_size: int) -> int:
+        """How many of ``count`` groups to process at once; the result does not depend on it."""
+        if self.is_best_left_whole:
+            return count
+        limit = max(1, _SMALL_CHUNK // group_size)
         if jax.default_backend() != "cpu":  # no small caches there: as many as the memory likes
-            limit = max(8, _ACCELERATOR_COPIES // max(self.per_example_size, 1))
-        divisors = [size for size in range(1, limit + 1) if batch_size % size == 0]
+            limit = max(limit, _ACCELERATOR_COPIES // max(self.copied_size, 1))
+        divisors = [size for size in range(1, limit + 1) if count % size == 0]
         # A remainder costs a second compiled program, a tiny chunk costs speed.
-        return min(batch_size, divisors[-1] if 2 * divisors[-1] > limit else limit)
+        return min(count, divisors[-1] if 2 * divisors[-1] > limit else limit)
 
     def without_following(self, failure: str) -> "Plan":
-        """The plan that works for every program: ordinary differentiation of each example."""
+        """The plan that works for every program: ordinary differentiation of each group."""
         leaves = tuple(
             dataclasses.replace(
                 leaf,
@@ -117,7 +130,8 @@ class Plan:
         return Plan(leaves, self.has_convolution, failure)
 
 
-_SMALL_COPIES = 2**17  # numbers per example
+_SMALL_CHUNK = 8  # examples
+_SMALL_COPIES = 2**17  # numbers per group
 _ACCELERATOR_COPIES = 2**28  # numbers per chunk: 1 GiB in float32
 
 
@@ -177,15 +191,15 @@ def _survey(trace: Trace, leaves: Sequence[jax.Array]) -> list[list[Use]]:
     uses: list[list[Use]] = [[] for _ in leaves]
     survey = _Survey(uses)
 
-    def run(leaves, example):
+    def run(leaves, group):
         marked = [
             ParameterValue(leaf, leaf=index) if _tree.is_floating(leaf) else leaf
             for index, leaf in enumerate(leaves)
         ]
-        outputs = walk(trace.jaxpr, [*marked, *example], survey)
+        outputs = walk(trace.jaxpr, [*marked, *group], survey)
         return resolve_all(outputs, survey, "is itself a logit")
 
-    jax.eval_shape(run, list(leaves), jax.tree.leaves(first_example(trace.objective)))
+    jax.eval_shape(run, list(leaves), jax.tree.leaves(trace.first_group))
     return uses
 
 

@@ -1,9 +1,10 @@
 r"""Sites: the linear operations in which weights meet data.
 
 At a site :math:`y = \mathrm{op}(x, W)`. Written as matrices it is :math:`Y = A\,W` with the inputs
-:math:`A \in \mathbb{R}^{T \times K}` of one example (T positions: 1 for a dense layer, tokens, pixels
-of the output), and with the cotangent :math:`\Delta \in \mathbb{R}^{T \times O}` of the output the
-weights' gradient is :math:`G = A^\top \Delta`. Two things follow without ever forming G:
+:math:`A \in \mathbb{R}^{T \times K}` of one group (T positions: its examples in a dense layer, their
+tokens, their pixels in the output), and with the cotangent
+:math:`\Delta \in \mathbb{R}^{T \times O}` of the output the weights' gradient is
+:math:`G = A^\top \Delta`. Two things follow without ever forming G:
 
 .. math::
    \|G\|^2 = \langle A A^\top, \Delta \Delta^\top \rangle, \qquad
@@ -28,7 +29,7 @@ class Site:
 
     Attributes:
       kind: the name shown in a plan.
-      positions: T, number of positions per example.
+      positions: T, number of positions per group.
       inputs: K, number of inputs of each output.
       outputs: O, number of outputs.
       has_gram_form: whether the formulas above hold.
@@ -49,12 +50,12 @@ class Site:
         return 1, math.prod(self.weight_type.shape), math.prod(self.output_type.shape)
 
     def apply(self, x: jax.Array, weights: jax.Array) -> jax.Array:
-        """The operation itself, on weights that all examples share."""
+        """The operation itself, on weights that all groups share."""
         operands = [x, weights] if self.position == 1 else [weights, x]
         return _jaxprs.bind(self.equation, operands)[0]
 
     def apply_own(self, x: jax.Array, weights: jax.Array) -> jax.Array:
-        """The operation in the form that is fast when every example has its own weights."""
+        """The operation in the form that is fast when every group has its own weights."""
         return self.apply(x, weights)
 
     def weight_gradient(self, x: jax.Array, cotangent: jax.Array) -> jax.Array:
@@ -64,7 +65,7 @@ class Site:
 
 
 class MatrixSite(Site):
-    """A site that is one matrix product per example."""
+    """A site that is one matrix product per group."""
 
     has_gram_form = True
 
@@ -87,7 +88,7 @@ class MatrixSite(Site):
         """The inner products of the positions' inputs, shape (T, T)."""
         left, right = _wide(self.input_matrix(x)), _wide(self.input_matrix(other))
         if self.positions == 1:
-            # Per example a number: a batch of 1 × 1 matrix products is twice as slow.
+            # Per group a number: a batch of 1 × 1 matrix products is twice as slow.
             return jnp.sum(left * right, keepdims=True)
         return left @ right.T
 
@@ -157,7 +158,7 @@ class Embedding(MatrixSite):
 class Convolution(MatrixSite):
     """A convolution without feature or batch groups, as a product with the matrix of its patches.
 
-    A convolution with a kernel per example is a grouped convolution, 2.5 times slower on CPUs than
+    A convolution with a kernel per group is a grouped convolution, 2.5 times slower on CPUs than
     the batched matrix product it amounts to.
     """
 

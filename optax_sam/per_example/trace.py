@@ -1,4 +1,4 @@
-"""The network, traced once on a single example."""
+"""The network, traced once on a single group of examples: on one example, for 1-SAM."""
 
 import dataclasses
 import functools
@@ -14,10 +14,11 @@ from optax_sam.objectives import Objective
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """One example's logits as a jaxpr of (parameter leaves, leaves of the example).
+    """One group's logits as a jaxpr of (parameter leaves, leaves of the group).
 
     Attributes:
-      objective: what was traced.
+      objective: the batch.
+      group_size: m, the number of examples that share a perturbation.
       jaxpr: the program, without dead code.
       paths: name of each parameter leaf.
       treedef: structure of the parameters.
@@ -25,40 +26,53 @@ class Trace:
     """
 
     objective: Objective
+    group_size: int
     jaxpr: Any
     paths: tuple[str, ...]
     treedef: Any
     logits_treedef: Any
 
+    @property
+    def count(self) -> int:
+        """B / m, the number of groups."""
+        return self.objective.batch_size // self.group_size
+
     @functools.cached_property
-    def examples(self) -> chex.ArrayTree:
-        """``(inputs, labels)`` cut into batches of one example, shapes (B, 1, ...)."""
-        return split(self.objective)
+    def groups(self) -> chex.ArrayTree:
+        """``(inputs, labels)`` cut into groups, shapes (B / m, m, ...)."""
+        return _split(self.objective, self.group_size)
+
+    @property
+    def first_group(self) -> chex.ArrayTree:
+        """``(inputs, labels)`` of one group; tracing needs its type, with all that belongs to it."""
+        return _first(self.groups)
 
     def logits(self, outputs: list[jax.Array]) -> chex.ArrayTree:
         """The logits, from the outputs of the program."""
         return jax.tree.unflatten(self.logits_treedef, outputs)
 
-    def loss(self, logits: chex.ArrayTree, example: chex.ArrayTree) -> jax.Array:
-        """The loss of one example, given its logits."""
-        return on_example(self.objective, example).loss_from_logits(logits)
+    def loss(self, logits: chex.ArrayTree, group: chex.ArrayTree) -> jax.Array:
+        """The mean loss of one group, given its logits."""
+        return _on_group(self.objective, group).loss_from_logits(logits)
 
-    def logit_term(self, logits: chex.ArrayTree, example: chex.ArrayTree) -> chex.ArrayTree:
-        """The derivative of one example's loss in its logits."""
-        return on_example(self.objective, example).logit_gradient(logits)
+    def logit_term(self, logits: chex.ArrayTree, group: chex.ArrayTree) -> chex.ArrayTree:
+        """The derivative of one group's loss in its logits."""
+        return _on_group(self.objective, group).logit_gradient(logits)
 
 
-def trace(objective: Objective, params: chex.ArrayTree) -> Trace:
-    """Traces the logits of one example. Arrays that ``apply_fn`` closes over become constants."""
+def trace(objective: Objective, params: chex.ArrayTree, group_size: int = 1) -> Trace:
+    """Traces the logits of one group. Arrays that ``apply_fn`` closes over become constants."""
     with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
     leaves = [leaf for _, leaf in with_paths]
 
-    def logits(leaves, example):
-        return on_example(objective, example).logits(jax.tree.unflatten(treedef, leaves))
+    def logits(leaves, group):
+        return _on_group(objective, group).logits(jax.tree.unflatten(treedef, leaves))
 
-    jaxpr, shape = jax.make_jaxpr(logits, return_shape=True)(leaves, first_example(objective))
+    first_group = _first(_split(objective, group_size))
+    jaxpr, shape = jax.make_jaxpr(logits, return_shape=True)(leaves, first_group)
     return Trace(
         objective=objective,
+        group_size=group_size,
         jaxpr=_jaxprs.without_dead_code(jaxpr),
         paths=tuple(jax.tree_util.keystr(path) for path, _ in with_paths),
         treedef=treedef,
@@ -66,19 +80,17 @@ def trace(objective: Objective, params: chex.ArrayTree) -> Trace:
     )
 
 
-def split(objective: Objective) -> chex.ArrayTree:
-    """``(inputs, labels)`` with one more leading axis, the examples: shapes (B, 1, ...)."""
+def _split(objective: Objective, group_size: int) -> chex.ArrayTree:
+    """``(inputs, labels)`` with one more leading axis, the groups: shapes (B / m, m, ...)."""
     arrays = jax.tree.map(jnp.asarray, (objective.inputs, objective.labels))
-    single = objective.replace(inputs=arrays[0], labels=arrays[1]).groups(1)
-    return single.inputs, single.labels
+    grouped = objective.replace(inputs=arrays[0], labels=arrays[1]).groups(group_size)
+    return grouped.inputs, grouped.labels
 
 
-def first_example(objective: Objective) -> chex.ArrayTree:
-    """``(inputs, labels)`` of a batch of one; tracing needs its type, with all that belongs to it."""
-    return jax.tree.map(lambda leaf: leaf[0], split(objective))
+def _first(groups: chex.ArrayTree) -> chex.ArrayTree:
+    return jax.tree.map(lambda leaf: leaf[0], groups)
 
 
-def on_example(objective: Objective, example: chex.ArrayTree) -> Objective:
-    """The objective of a batch of one example."""
-    inputs, labels = example
+def _on_group(objective: Objective, group: chex.ArrayTree) -> Objective:
+    inputs, labels = group
     return objective.replace(inputs=inputs, labels=labels)

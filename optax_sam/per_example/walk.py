@@ -43,7 +43,7 @@ class ParameterValue:
 
     Attributes:
       clean: the value at the parameters w.
-      perturbed: the value at w + ε_i; None where the perturbation is not applied to the weights.
+      perturbed: the value at w + ε_j; None where the perturbation is not applied to the weights.
       leaf: index of the leaf.
       path: the rearrangements that lead here from the leaf; None once the norm may have changed.
     """

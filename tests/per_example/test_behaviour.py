@@ -1,6 +1,7 @@
 """What a caller sees beside the numbers: refusals, plans, traces, Flax interfaces."""
 
 import functools
+import re
 import warnings
 
 import equinox as eqx
@@ -52,6 +53,17 @@ def test_refuses_batch_norm(compiled):
         (jax.jit(run) if compiled else run)(params)
     with pytest.raises(ValueError, match="not independent"):
         explain(objective, params)
+
+
+def test_batch_norm_mixes_the_examples_of_each_group(x64):
+    objective, params = batch_norm_objective(train=True)
+    pairs = objective.subset(slice(0, 4))
+    ours, theirs = (
+        compile_quickly(functools.partial(function, pairs, group_size=2))(params, 0.1)
+        for function in (per_example_gradient, reference.per_example_gradient)
+    )
+    assert_close(as_tuple(ours), theirs)
+    assert "not needed" in explain(pairs, params, group_size=2)
 
 
 def test_accepts_batch_norm_with_stored_statistics():
@@ -138,7 +150,7 @@ def test_explain_names_every_leaf_and_reason():
     assert "proved" in text
     text = explain(*problem("ResNet with GroupNorm"))
     assert "convolution (T=36, K=27, O=4)" in text
-    assert "kernel per example" in text
+    assert "own kernel" in text
     text = explain(*problem("None, integers, unused"))
     assert "not differentiated" in text
     assert "not used" in text
@@ -148,6 +160,9 @@ def test_explain_names_every_leaf_and_reason():
     assert "dense (T=2, K=32, O=16)        Gram matrices" in text
     text = explain(*problem("sliced weights"))
     assert "used 3 times" in text
+    text = explain(*problem("few positions", batch=8), group_size=4)
+    assert re.search(r"dense \(T=8, K=32, O=16\) +own kernel", text)
+    assert "examples at once: 8 of 8" in text
     objective, params = problem("MLP")
     assert explain(objective, params, mask=False).count("not perturbed") == 4
 
@@ -269,6 +284,8 @@ def test_shard_map_gives_the_gradient_of_each_shard(x64):
     [
         ({"evaluation": "half"}, ValueError, "evaluation must be one of"),
         ({"chunk_size": 0}, ValueError, "chunk_size"),
+        ({"group_size": 0}, ValueError, "group_size must be at least 1, got 0"),
+        ({"group_size": 2}, ValueError, "groups of 2 examples do not divide a batch of 5"),
         ({"chunk_size": 2.0}, TypeError, "chunk_size"),
         ({"mask": {"wrong": True}}, ValueError, "mask"),
     ],

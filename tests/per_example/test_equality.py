@@ -1,4 +1,4 @@
-"""The fast path equals differentiating every example by itself."""
+"""The fast path equals differentiating every example or group by itself."""
 
 import functools
 
@@ -38,13 +38,15 @@ def as_tuple(result):
     return result.loss, result.perturbed_loss, result.gradients, result.clean_gradients
 
 
-def check_equality(name, evaluations, chunk_size):
-    objective, params = problem(name)
+def check_equality(name, evaluations, chunk_size, batch=5, group_size=1):
+    objective, params = problem(name, batch)
 
     @compile_quickly
     def expected(params, rho):
         return [
-            reference.per_example_gradient(objective, params, rho, evaluation=evaluation)
+            reference.per_example_gradient(
+                objective, params, rho, evaluation=evaluation, group_size=group_size
+            )
             for evaluation in evaluations
         ]
 
@@ -53,7 +55,12 @@ def check_equality(name, evaluations, chunk_size):
         return [
             as_tuple(
                 per_example_gradient(
-                    objective, params, rho, evaluation=evaluation, chunk_size=chunk_size
+                    objective,
+                    params,
+                    rho,
+                    evaluation=evaluation,
+                    group_size=group_size,
+                    chunk_size=chunk_size,
                 )
             )
             for evaluation in evaluations
@@ -73,6 +80,28 @@ def test_full_gradient_equals_the_naive_form(name, x64):
 )
 def test_other_gradients_equal_the_naive_form(name, x64):
     check_equality(name, ["jacobian_only", "logit_only"], chunk_size=None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MLP",
+        "1-D convolution",
+        "few positions",
+        "weights on the left",
+        "tied layers",
+        pytest.param("GPT", marks=pytest.mark.slow),
+    ],
+)
+def test_groups_equal_the_naive_form(name, x64):
+    # Groups of two, two at once, and a remainder of one.
+    check_equality(name, ["full"], chunk_size=5, batch=10, group_size=2)
+
+
+def test_other_gradients_of_groups_equal_the_naive_form(x64):
+    check_equality(
+        "few positions", ["jacobian_only", "logit_only"], chunk_size=None, batch=6, group_size=3
+    )
 
 
 @pytest.mark.slow

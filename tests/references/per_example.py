@@ -1,20 +1,20 @@
-"""Per-example sharpness-aware gradients, slow and obvious: one example after the other under vmap."""
+"""Sharpness-aware gradients per example or group, slow and obvious: each by itself under vmap."""
 
 import jax
 import jax.numpy as jnp
 
 
-def per_example_gradient(objective, params, rho, *, evaluation="full", mask=None):
-    """``(loss, perturbed loss, gradients, clean gradients)``, each a mean over the examples."""
+def per_example_gradient(objective, params, rho, *, evaluation="full", group_size=1, mask=None):
+    """``(loss, perturbed loss, gradients, clean gradients)``, each a mean over the groups."""
     if mask is None:
         mask = jax.tree.map(lambda _: True, params)
-    one_by_one = objective.groups(1)
+    grouped = objective.groups(group_size)
 
     def one(inputs, labels):
-        example = objective.replace(inputs=inputs, labels=labels)
+        group = objective.replace(inputs=inputs, labels=labels)
 
         def loss_at(params):
-            return example.loss_from_logits(example.logits(params))
+            return group.loss_from_logits(group.logits(params))
 
         loss, clean = jax.value_and_grad(loss_at, allow_int=True)(params)
         clean = _without_float0(clean, params)
@@ -29,17 +29,17 @@ def per_example_gradient(objective, params, rho, *, evaluation="full", mask=None
             "jacobian_only": (params, perturbed),
             "logit_only": (perturbed, params),
         }[evaluation]
-        term = jax.grad(example.loss_from_logits)(example.logits(terms_at))
+        term = jax.grad(group.loss_from_logits)(group.logits(terms_at))
 
         def contracted(params):
-            logits = example.logits(params)
+            logits = group.logits(params)
             products = jax.tree.map(lambda t, z: jnp.sum(t * z), term, logits)
             return sum(jax.tree.leaves(products))
 
         gradients = jax.grad(contracted, allow_int=True)(jacobian_at)
         return loss, loss_at(perturbed), _without_float0(gradients, params), clean
 
-    results = jax.vmap(one)(one_by_one.inputs, one_by_one.labels)
+    results = jax.vmap(one)(grouped.inputs, grouped.labels)
     return jax.tree.map(lambda value: jnp.mean(value, axis=0), results)
 
 
