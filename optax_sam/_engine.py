@@ -27,7 +27,7 @@ from optax_sam.evaluations import (
     logit_only,
     value_and_gradients,
 )
-from optax_sam.groups import gradients_in_slices, mean_over_groups
+from optax_sam.groups import gradients_in_slices, mean_over_groups, mean_over_slices
 from optax_sam.objectives import Objective, require_objective, with_parameters
 from optax_sam.per_example.descent import Evaluation as PerExampleEvaluation
 from optax_sam.per_example.gradient import is_worthwhile, per_example_gradient
@@ -346,12 +346,11 @@ class Engine:
         logits = step.extra_args["logits"]
         if self._slice is None:
             return evaluate(loss_fn, logits)
-        return mean_over_groups(
+        return mean_over_slices(
             evaluate,
             require_objective(loss_fn, "microbatch_size"),
             self._slice,
             logits=logits,
-            examples_at_once=self._slice,
             axis_name=self.axis_name,
         )
 

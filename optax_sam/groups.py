@@ -52,7 +52,7 @@ def value_and_grad(
         return (value[0] if objective.has_aux else value), gradients
 
     require_objective(objective, "optax_sam.value_and_grad")
-    return mean_over_groups(evaluate, objective, microbatch_size, examples_at_once=microbatch_size)
+    return mean_over_slices(evaluate, objective, microbatch_size)
 
 
 def gradients_in_slices(
@@ -71,12 +71,8 @@ def gradients_in_slices(
         return value_and_gradients(loss_fn, params, has_aux)[1]
     objective = require_objective(loss_fn, "microbatch_size")
     size = _largest_divisor(objective.batch_size, microbatch_size)
-    return mean_over_groups(
-        lambda part, _: value_and_gradients(part, params)[1],
-        objective,
-        size,
-        examples_at_once=size,
-        axis_name=axis_name,
+    return mean_over_slices(
+        lambda part, _: value_and_gradients(part, params)[1], objective, size, axis_name=axis_name
     )
 
 
@@ -91,13 +87,39 @@ def logits_in_slices(
         inputs, labels = examples
         return objective.replace(inputs=inputs, labels=labels).logits(params)
 
-    grouped = objective.groups(_largest_divisor(objective.batch_size, microbatch_size))
-    sliced = jax.lax.map(inside_control_flow(logits), (grouped.inputs, grouped.labels))
-    return jax.tree.map(lambda x: jnp.reshape(x, (-1, *x.shape[2:])), sliced)
+    size = _largest_divisor(objective.batch_size, microbatch_size)
+    slices = _tree.interleaved((objective.inputs, objective.labels), objective.batch_size // size)
+    sliced = jax.lax.map(inside_control_flow(logits), slices)
+    return jax.tree.map(lambda x: jnp.reshape(jnp.swapaxes(x, 0, 1), (-1, *x.shape[2:])), sliced)
 
 
 def _largest_divisor(number: int, most: int) -> int:
     return max(n for n in range(1, min(most, number) + 1) if number % n == 0)
+
+
+def mean_over_slices(
+    function: Callable[[Objective, Any], chex.ArrayTree],
+    objective: Objective,
+    size: int,
+    *,
+    logits: chex.ArrayTree | None = None,
+    axis_name: _axes.AxisName = None,
+) -> Any:
+    """The mean of ``function(slice, its logits)`` over slices of ``size`` examples, one at a time."""
+    objective.groups(size)  # refuses what does not divide the batch
+    count = objective.batch_size // size
+    slices = _tree.interleaved((objective.inputs, objective.labels, logits), count)
+    return _mean_over_loop(_on_part(function, objective), slices, count, axis_name)
+
+
+def _on_part(function: Callable[[Objective, Any], chex.ArrayTree], objective: Objective):
+    """The function of a part of the batch, given as ``(inputs, labels, logits)``."""
+
+    def of(part):
+        inputs, labels, logits = part
+        return function(objective.replace(inputs=inputs, labels=labels), logits)
+
+    return of
 
 
 def mean_over_groups(
@@ -121,9 +143,7 @@ def mean_over_groups(
     most = (16 if examples_at_once is None else examples_at_once) // size
     side_by_side = _largest_divisor(count, max(1, most))
 
-    def one(group):
-        inputs, labels, logits = group
-        return function(objective.replace(inputs=inputs, labels=labels), logits)
+    one = _on_part(function, objective)
 
     def several(groups):
         results = jax.vmap(one)(groups)
@@ -134,8 +154,7 @@ def mean_over_groups(
     if side_by_side == 1:
         return _mean_over_loop(one, groups, count, axis_name)
     steps = count // side_by_side
-    groups = jax.tree.map(lambda x: jnp.reshape(x, (steps, side_by_side, *x.shape[1:])), groups)
-    return _mean_over_loop(several, groups, steps, axis_name)
+    return _mean_over_loop(several, _tree.interleaved(groups, steps), steps, axis_name)
 
 
 def _mean_over_loop(

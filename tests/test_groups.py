@@ -27,6 +27,12 @@ def assert_close(left, right):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), left, right)
 
 
+def convolve(kernel, images):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+    return y.mean((1, 2))
+
+
 def update(tx, inputs, labels):
     params, objective = mlp_parameters(), Objective(apply_mlp, inputs, labels)
     grads = jax.grad(objective)(params)
@@ -86,6 +92,29 @@ def test_result_does_not_depend_on_the_microbatch(name, size):
     results.append(update(METHODS[name](RHO, group_size=size), inputs, labels))
     assert_close(results[0], results[1])
     assert_close(results[0], results[2])
+
+
+@pytest.mark.parametrize("option", [{"group_size": 1}, {"microbatch_size": 8}])
+def test_loops_over_a_sharded_batch_use_all_devices(option):
+    """Under jit every slice or chunk of the examples is spread over the devices."""
+    tx = optax_sam.sam(RHO, **option)
+    params = {"kernel": jnp.zeros((3, 3, 1, 8)), "head": jnp.zeros((8, 4))}
+    inputs, labels = jnp.zeros((64, 8, 8, 1)), jnp.zeros(64, jnp.int32)
+
+    def apply(params, images):
+        return jnp.tanh(convolve(params["kernel"], images)) @ params["head"]
+
+    def direction(params, inputs, labels):
+        objective = Objective(apply, inputs, labels)
+        return tx.update(params, tx.init(params), params, loss_fn=objective)[0]
+
+    def flops(data):
+        compiled = jax.jit(direction).lower(params, *data).compile()
+        return compiled.cost_analysis()["flops"]  # of one device
+
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
+    sharded = jax.device_put((inputs, labels), NamedSharding(mesh, P("data")))
+    assert flops(sharded) < 1.1 / DEVICES * flops((inputs, labels))
 
 
 SLICED = {
@@ -160,11 +189,6 @@ def test_groups_are_differentiated_by_themselves_where_that_is_faster():
         objective = Objective(apply, jnp.zeros((32, *shape)), jnp.zeros(32, jnp.int32))
         mask = jax.tree.map(lambda _: True, params)
         return gradient.is_worthwhile(objective, params, mask, size)
-
-    def convolve(kernel, images):
-        numbers = ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=numbers)
-        return y.mean((1, 2))
 
     kernel, image = jnp.zeros((3, 3, 1, 4)), (6, 6, 1)
     assert is_worthwhile(convolve, kernel, image, 8)

@@ -231,9 +231,7 @@ def _means_over_batch(
         return share_of(leaves, rho, traced.groups)
     count, remainder = divmod(traced.count, size)
     cut = count * size
-    chunks = jax.tree.map(
-        lambda leaf: leaf[:cut].reshape(count, size, *leaf.shape[1:]), traced.groups
-    )
+    chunks = _tree.interleaved(jax.tree.map(lambda leaf: leaf[:cut], traced.groups), count)
     sums = _sum_over_loop(lambda chunk: share_of(leaves, rho, chunk), chunks, (leaves, chunks))
     if not remainder:
         return sums
