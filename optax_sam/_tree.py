@@ -110,17 +110,3 @@ def as_gradients(gradients: chex.ArrayTree, params: chex.ArrayTree) -> chex.Arra
 def zeros_like(tree: chex.ArrayTree) -> chex.ArrayTree:
     """Fresh zeros: never an alias of the tree's buffers."""
     return jax.tree.map(jnp.zeros_like, tree)
-
-
-def interleaved(tree: chex.ArrayTree, count: int) -> chex.ArrayTree:
-    """Leaves cut into parts, (n, ...) -> (count, n / count, ...): part k has every count-th row.
-
-    Consecutive rows of an array that is sharded over devices lie on one device, so in a loop over
-    parts of them every device would compute all parts. Such parts stay spread over the devices.
-    """
-
-    def cut(leaf):
-        shape = jnp.shape(leaf)
-        return jnp.swapaxes(jnp.reshape(leaf, (shape[0] // count, count, *shape[1:])), 0, 1)
-
-    return jax.tree.map(cut, tree)

@@ -7,10 +7,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from optax_sam import _axes, _tree
+from optax_sam import _axes, _batches, _tree
 from optax_sam.convolutions import inside_control_flow
 from optax_sam.evaluations import value_and_gradients
-from optax_sam.objectives import Objective, require_objective
+from optax_sam.objectives import Objective, gathered, require_objective
 
 
 def value_and_grad(
@@ -88,7 +88,9 @@ def logits_in_slices(
         return objective.replace(inputs=inputs, labels=labels).logits(params)
 
     size = _largest_divisor(objective.batch_size, microbatch_size)
-    slices = _tree.interleaved((objective.inputs, objective.labels), objective.batch_size // size)
+    slices = _batches.interleaved(
+        (objective.inputs, objective.labels), objective.batch_size // size
+    )
     sliced = jax.lax.map(inside_control_flow(logits), slices)
     return jax.tree.map(lambda x: jnp.reshape(jnp.swapaxes(x, 0, 1), (-1, *x.shape[2:])), sliced)
 
@@ -108,7 +110,7 @@ def mean_over_slices(
     """The mean of ``function(slice, its logits)`` over slices of ``size`` examples, one at a time."""
     objective.groups(size)  # refuses what does not divide the batch
     count = objective.batch_size // size
-    slices = _tree.interleaved((objective.inputs, objective.labels, logits), count)
+    slices = _batches.interleaved((objective.inputs, objective.labels, logits), count)
     return _mean_over_loop(_on_part(function, objective), slices, count, axis_name)
 
 
@@ -137,7 +139,7 @@ def mean_over_groups(
     they are the same for all groups. ``examples_at_once // size`` groups are evaluated side by side,
     or fewer where the batch is not a multiple of that; the result does not depend on it.
     """
-    grouped = objective.groups(size)
+    grouped = gathered(objective).groups(size)
     count = objective.batch_size // size
     # Groups of a few examples leave a processor idle: by default about 16 examples are in work.
     most = (16 if examples_at_once is None else examples_at_once) // size
@@ -149,12 +151,11 @@ def mean_over_groups(
         results = jax.vmap(one)(groups)
         return jax.tree.map(lambda x: jnp.mean(x, 0) if _tree.is_floating(x) else x[0], results)
 
-    logits = jax.tree.map(lambda x: jnp.reshape(x, (count, size, *x.shape[1:])), logits)
-    groups = (grouped.inputs, grouped.labels, logits)
+    groups = (grouped.inputs, grouped.labels, _batches.cut(_batches.gathered(logits), count))
     if side_by_side == 1:
         return _mean_over_loop(one, groups, count, axis_name)
     steps = count // side_by_side
-    return _mean_over_loop(several, _tree.interleaved(groups, steps), steps, axis_name)
+    return _mean_over_loop(several, _batches.interleaved(groups, steps), steps, axis_name)
 
 
 def _mean_over_loop(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_sam import _batches
 from optax_sam._hyperparameters import check_callable, check_integer
 
 
@@ -167,9 +168,7 @@ class Objective:
                 f"groups of {size} examples do not divide a batch of {self.batch_size}; choose a "
                 "divisor, or drop the last examples."
             )
-        leaves, treedef = jax.tree.flatten((self.inputs, self.labels))
-        grouped = [jnp.reshape(leaf, (count, size, *jnp.shape(leaf)[1:])) for leaf in leaves]
-        inputs, labels = jax.tree.unflatten(treedef, grouped)
+        inputs, labels = _batches.cut((self.inputs, self.labels), count)
         return self.replace(inputs=inputs, labels=labels)
 
     def tree_flatten(self) -> tuple[tuple, tuple]:
@@ -222,6 +221,15 @@ def with_parameters(
         return inner(transform(params), *inputs)
 
     return loss_fn.replace(apply_fn=transformed) if isinstance(loss_fn, Objective) else transformed
+
+
+def gathered(objective: Objective) -> Objective:
+    """The objective with all examples on every device, to cut groups under explicit sharding.
+
+    A typed shard cannot be mapped over in groups. Everywhere else nothing changes.
+    """
+    inputs, labels = _batches.gathered((objective.inputs, objective.labels))
+    return objective.replace(inputs=inputs, labels=labels)
 
 
 def require_objective(loss_fn: Any, method: str) -> Objective:

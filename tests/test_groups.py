@@ -94,6 +94,27 @@ def test_result_does_not_depend_on_the_microbatch(name, size):
     assert_close(results[0], results[2])
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (optax_sam.jsam, {"group_size": 1}),
+        (optax_sam.sam, {"group_size": 8, "microbatch_size": 8}),
+        (optax_sam.asam, {"group_size": 2}),
+        (optax_sam.saner, {"microbatch_size": 2}),
+        (optax_sam.saner, {"microbatch_size": 8}),
+    ],
+)
+def test_explicit_sharding_gives_the_same(method, options):
+    """The axes that ``jax.make_mesh`` makes by itself: JAX types shards, and refuses to cut them."""
+    inputs, labels = examples(batch_size=BATCH)
+    step = jax.jit(functools.partial(update, method(RHO, **options)))
+    expected = step(inputs, labels)
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Explicit,))
+    sharded = jax.device_put((inputs, labels), NamedSharding(mesh, P("data")))
+    with jax.set_mesh(mesh):
+        assert_close(step(*sharded), expected)
+
+
 @pytest.mark.parametrize("option", [{"group_size": 1}, {"microbatch_size": 8}])
 def test_loops_over_a_sharded_batch_use_all_devices(option):
     """Under jit every slice or chunk of the examples is spread over the devices."""

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_sam import _masks, _tree
+from optax_sam import _batches, _masks, _tree
 from optax_sam._hyperparameters import check_integer
 from optax_sam.convolutions import inside_control_flow
-from optax_sam.objectives import Objective, require_objective
+from optax_sam.objectives import Objective, gathered, require_objective
 from optax_sam.per_example.ascent import ascend, clean_gradients
 from optax_sam.per_example.descent import EVALUATIONS, Evaluation, descend
 from optax_sam.per_example.independence import check_independence
@@ -126,15 +126,15 @@ def is_worthwhile(
     objective: Objective, params: chex.ArrayTree, mask: _masks.Mask, group_size: int
 ) -> bool:
     """Whether the fast path is faster than differentiating each group by itself."""
-    plan = make_plan(
-        trace(objective, params, group_size), jax.tree.leaves(params), jax.tree.leaves(mask)
-    )
+    traced = trace(gathered(objective), params, group_size)
+    plan = make_plan(traced, jax.tree.leaves(params), jax.tree.leaves(mask))
     return plan.suits_groups_of(group_size)
 
 
 def _compute(objective, params, rho, evaluation, group_size, chunk_size, flags) -> PerExampleResult:
     if group_size == 1:
         check_independence(objective, params)
+    objective = gathered(objective)
     means = functools.partial(
         _means,
         evaluation=evaluation,
@@ -231,7 +231,7 @@ def _means_over_batch(
         return share_of(leaves, rho, traced.groups)
     count, remainder = divmod(traced.count, size)
     cut = count * size
-    chunks = _tree.interleaved(jax.tree.map(lambda leaf: leaf[:cut], traced.groups), count)
+    chunks = _batches.interleaved(jax.tree.map(lambda leaf: leaf[:cut], traced.groups), count)
     sums = _sum_over_loop(lambda chunk: share_of(leaves, rho, chunk), chunks, (leaves, chunks))
     if not remainder:
         return sums

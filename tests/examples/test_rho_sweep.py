@@ -48,7 +48,7 @@ def test_guidance_is_read_off_the_sweep(tmp_path):
 
 @pytest.mark.slow
 def test_sweep_writes_a_row_for_every_setting(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "FACTORS", (0.5, 1.0))
+    monkeypatch.setattr(sweep, "FACTORS", (0.5,))
     monkeypatch.setattr(sweep, "OTHERS", [("saner", "alpha", 1.0), ("ncsam", "kappa", 1.0)])
     output = tmp_path / "new" / "sweep.csv"
     sweep.main(sweep.Sweep(methods=("saner",), epochs=1, seeds=(0, 1), output=output))
@@ -57,7 +57,6 @@ def test_sweep_writes_a_row_for_every_setting(tmp_path, monkeypatch):
     assert [(row["method"], row["rho"], row["alpha"], row["kappa"]) for row in rows] == [
         ("SGD", "0", "", ""),
         ("SANER", "0.1", "0.5", ""),
-        ("SANER", "0.2", "0.5", ""),
         ("SANER", "0.2", "1", ""),
     ]
     for row in rows:

@@ -1,0 +1,56 @@
+"""Cutting the leading axis of arrays, the examples, into parts.
+
+Under explicit sharding the type of an array says how it is spread over the devices, and JAX refuses
+what would tear a device's share apart. There the array is gathered first: each device gets all rows.
+"""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def cut(tree: chex.ArrayTree, count: int) -> chex.ArrayTree:
+    """Leaves cut into parts of consecutive rows, (n, ...) -> (count, n / count, ...)."""
+
+    def one(leaf):
+        leaf = leaf if count % _devices(leaf) == 0 else gathered(leaf)
+        shape = jnp.shape(leaf)
+        return jnp.reshape(leaf, (count, shape[0] // count, *shape[1:]))
+
+    return jax.tree.map(one, tree)
+
+
+def interleaved(tree: chex.ArrayTree, count: int) -> chex.ArrayTree:
+    """Leaves cut into parts, (n, ...) -> (count, n / count, ...): part k has every count-th row.
+
+    Consecutive rows of an array that is sharded over devices lie on one device, so in a loop over
+    parts of them every device would compute all parts. Such parts stay spread over the devices.
+    """
+    size = len(jax.tree.leaves(tree)[0]) // count
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), cut(tree, size))
+
+
+def gathered(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Leaves with all rows on every device, where their types say that they are spread."""
+
+    def one(leaf):
+        if _devices(leaf) == 1:
+            return leaf
+        sharding = jax.typeof(leaf).sharding
+        spec = PartitionSpec(None, *sharding.spec[1:])
+        return jax.sharding.reshard(leaf, NamedSharding(sharding.mesh, spec))
+
+    return jax.tree.map(one, tree)
+
+
+def _devices(leaf: jax.Array) -> int:
+    """Over how many devices the leading axis is spread, as far as the array's type tells."""
+    sharding = jax.typeof(leaf).sharding
+    names = sharding.spec[0] if sharding.spec else None
+    if names is None or names is PartitionSpec.UNCONSTRAINED:
+        return 1
+    names = names if isinstance(names, tuple) else (names,)
+    return math.prod(sharding.mesh.shape[name] for name in names)
