@@ -80,7 +80,7 @@ def test_per_device_perturbations_are_the_groups_of_one_device(name, how):
 
 
 @pytest.mark.parametrize("size", [1, 2, 8])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["saner", "jsam"])
 def test_result_does_not_depend_on_the_microbatch(name, size):
     inputs, labels = examples(batch_size=BATCH)
     results = [
@@ -98,10 +98,8 @@ def test_result_does_not_depend_on_the_microbatch(name, size):
     ("method", "options"),
     [
         (optax_sam.jsam, {"group_size": 1}),
-        (optax_sam.sam, {"group_size": 8, "microbatch_size": 8}),
         (optax_sam.asam, {"group_size": 2}),
         (optax_sam.saner, {"microbatch_size": 2}),
-        (optax_sam.saner, {"microbatch_size": 8}),
     ],
 )
 def test_explicit_sharding_gives_the_same(method, options):

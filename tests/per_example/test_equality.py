@@ -82,17 +82,7 @@ def test_other_gradients_equal_the_naive_form(name, x64):
     check_equality(name, ["jacobian_only", "logit_only"], chunk_size=None)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "MLP",
-        "1-D convolution",
-        "few positions",
-        "weights on the left",
-        "tied layers",
-        pytest.param("GPT", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("name", ["MLP", "1-D convolution", "few positions", "tied layers"])
 def test_groups_equal_the_naive_form(name, x64):
     # Groups of two, two at once, and a remainder of one.
     check_equality(name, ["full"], chunk_size=5, batch=10, group_size=2)
