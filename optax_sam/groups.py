@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from optax_sam import _axes, _batches, _tree
 from optax_sam.convolutions import inside_control_flow
 from optax_sam.evaluations import value_and_gradients
-from optax_sam.objectives import Objective, gathered, require_objective
+from optax_sam.objectives import Objective, count_groups, gathered, require_objective
 
 
 def value_and_grad(
@@ -108,8 +108,7 @@ def mean_over_slices(
     axis_name: _axes.AxisName = None,
 ) -> Any:
     """The mean of ``function(slice, its logits)`` over slices of ``size`` examples, one at a time."""
-    objective.groups(size)  # refuses what does not divide the batch
-    count = objective.batch_size // size
+    count = count_groups(objective, size)
     slices = _batches.interleaved((objective.inputs, objective.labels, logits), count)
     return _mean_over_loop(_on_part(function, objective), slices, count, axis_name)
 
@@ -139,8 +138,8 @@ def mean_over_groups(
     they are the same for all groups. ``examples_at_once // size`` groups are evaluated side by side,
     or fewer where the batch is not a multiple of that; the result does not depend on it.
     """
+    count = count_groups(objective, size)
     grouped = gathered(objective).groups(size)
-    count = objective.batch_size // size
     # Groups of a few examples leave a processor idle: by default about 16 examples are in work.
     most = (16 if examples_at_once is None else examples_at_once) // size
     side_by_side = _largest_divisor(count, max(1, most))

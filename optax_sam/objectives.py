@@ -161,13 +161,7 @@ class Objective:
         Raises:
           ValueError: if ``size`` does not divide the batch size.
         """
-        check_integer("size", size, minimum=1)
-        count, remainder = divmod(self.batch_size, size)
-        if remainder:
-            raise ValueError(
-                f"groups of {size} examples do not divide a batch of {self.batch_size}; choose a "
-                "divisor, or drop the last examples."
-            )
+        count = count_groups(self, size)
         inputs, labels = _batches.cut((self.inputs, self.labels), count)
         return self.replace(inputs=inputs, labels=labels)
 
@@ -221,6 +215,18 @@ def with_parameters(
         return inner(transform(params), *inputs)
 
     return loss_fn.replace(apply_fn=transformed) if isinstance(loss_fn, Objective) else transformed
+
+
+def count_groups(objective: Objective, size: int) -> int:
+    """How many groups of ``size`` examples there are; refuses a size that leaves some out."""
+    check_integer("size", size, minimum=1)
+    count, remainder = divmod(objective.batch_size, size)
+    if remainder:
+        raise ValueError(
+            f"groups of {size} examples do not divide a batch of {objective.batch_size}; choose a "
+            "divisor, or drop the last examples."
+        )
+    return count
 
 
 def gathered(objective: Objective) -> Objective:

@@ -184,6 +184,13 @@ def test_the_memory_is_that_of_one_slice(name):
     assert temporary(2) < 7 * weights < temporary(None)
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_zero_rho_descends_along_the_gradient(size):
+    inputs, labels = examples(batch_size=8)
+    clean = jax.grad(Objective(apply_mlp, inputs, labels))(mlp_parameters())
+    assert_close(update(optax_sam.sam(0.0, group_size=size), inputs, labels), clean)
+
+
 @pytest.mark.parametrize("size", [1, 4, 16])
 def test_groups_keep_no_copies_of_large_weights(size):
     """Differentiating each group by itself has a gradient and perturbed weights for each at work."""

@@ -13,6 +13,10 @@ from optax_sam.per_example.trace import Trace, trace
 
 _HEADER = ("parameter", "shape", "meets the data in", "method", "cost / SGD", "copies", "reason")
 
+_BY_ITSELF = (
+    "groups of this size are faster differentiated one after the other: the methods do that instead"
+)
+
 
 def explain(
     objective: Objective,
@@ -113,5 +117,6 @@ def _summary(plan: Plan, traced: Trace, independence: str) -> list[str]:
         f"examples at once: {at_once * traced.group_size} of {traced.objective.batch_size}",
         f"numbers kept in copies of weights: {at_once * plan.copied_size}",
         f"independence of the examples: {independence}",
+        *([] if plan.suits_groups_of(traced.group_size) or plan.failure else [_BY_ITSELF]),
         *([f"the network cannot be followed: {plan.failure}"] if plan.failure else []),
     ]

@@ -13,7 +13,7 @@ from jax import lax
 from optax_sam import _batches, _masks, _tree
 from optax_sam._hyperparameters import check_integer
 from optax_sam.convolutions import inside_control_flow
-from optax_sam.objectives import Objective, gathered, require_objective
+from optax_sam.objectives import Objective, require_objective
 from optax_sam.per_example.ascent import ascend, clean_gradients
 from optax_sam.per_example.descent import EVALUATIONS, Evaluation, descend
 from optax_sam.per_example.independence import check_independence
@@ -126,7 +126,7 @@ def is_worthwhile(
     objective: Objective, params: chex.ArrayTree, mask: _masks.Mask, group_size: int
 ) -> bool:
     """Whether the fast path is faster than differentiating each group by itself."""
-    traced = trace(gathered(objective), params, group_size)
+    traced = trace(objective, params, group_size)
     plan = make_plan(traced, jax.tree.leaves(params), jax.tree.leaves(mask))
     return plan.suits_groups_of(group_size)
 
@@ -134,7 +134,6 @@ def is_worthwhile(
 def _compute(objective, params, rho, evaluation, group_size, chunk_size, flags) -> PerExampleResult:
     if group_size == 1:
         check_independence(objective, params)
-    objective = gathered(objective)
     means = functools.partial(
         _means,
         evaluation=evaluation,

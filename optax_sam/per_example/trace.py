@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import _jaxprs
-from optax_sam.objectives import Objective
+from optax_sam.objectives import Objective, gathered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Trace:
 
 def trace(objective: Objective, params: chex.ArrayTree, group_size: int = 1) -> Trace:
     """Traces the logits of one group. Arrays that ``apply_fn`` closes over become constants."""
+    objective = gathered(objective)
     with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
     leaves = [leaf for _, leaf in with_paths]
 

@@ -163,6 +163,9 @@ def test_explain_names_every_leaf_and_reason():
     text = explain(*problem("few positions", batch=8), group_size=4)
     assert re.search(r"dense \(T=8, K=32, O=16\) +own kernel", text)
     assert "examples at once: 8 of 8" in text
+    assert "one after the other" not in text
+    text = explain(*problem("few positions", batch=16), group_size=16)
+    assert "one after the other: the methods do that" in text
     objective, params = problem("MLP")
     assert explain(objective, params, mask=False).count("not perturbed") == 4
 

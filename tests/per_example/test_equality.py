@@ -100,15 +100,17 @@ def test_all_gradients_in_one_chunk(name, x64):
     check_equality(name, EVALUATIONS, chunk_size=None)
 
 
-@pytest.mark.parametrize("perturbed", ["kernel", "head"])
-def test_mask(perturbed, x64):
-    objective, params = problem("1-D convolution")
+@pytest.mark.parametrize(("perturbed", "size"), [("kernel", 1), ("head", 1), ("kernel", 2)])
+def test_mask(perturbed, size, x64):
+    objective, params = problem("1-D convolution", batch=4)
     mask = {name: name == perturbed for name in params}
-    result = compile_quickly(lambda p: per_example_gradient(objective, p, RHO, mask=mask))(params)
-    expected = compile_quickly(
-        lambda p: reference.per_example_gradient(objective, p, RHO, mask=mask)
-    )(params)
-    assert_close(as_tuple(result), expected)
+    ours, theirs = (
+        compile_quickly(functools.partial(function, group_size=size, mask=mask))(
+            objective, params, RHO
+        )
+        for function in (per_example_gradient, reference.per_example_gradient)
+    )
+    assert_close(as_tuple(ours), theirs)
 
 
 def test_chunk_size_does_not_matter(x64):
