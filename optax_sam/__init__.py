@@ -3,11 +3,11 @@
 from optax_sam import diagnostics, label_noise, per_example
 from optax_sam.combinations import (
     DownWeightingState,
-    ReuseState,
+    ReuseOrthogonalState,
     down_weight,
     extrapolate,
     linear_warmup_alpha,
-    restrict_to_groups,
+    restrict_to_coordinates,
     reuse_orthogonal,
     subtract_orthogonal,
 )
@@ -41,11 +41,11 @@ from optax_sam.perturbations import (
     NoiseCompensationState,
     adaptive,
     add_noise_compensation,
-    average_gradients,
+    moving_average,
     noise_compensation_schedule,
     normalized,
     project_to_ball,
-    subtract_average_gradient,
+    subtract_moving_average,
 )
 from optax_sam.sharpness_aware import (
     SharpnessAwareMetrics,
@@ -81,11 +81,11 @@ __all__ = [
     "NoiseCompensationState",
     "adaptive",
     "add_noise_compensation",
-    "average_gradients",
+    "moving_average",
     "noise_compensation_schedule",
     "normalized",
     "project_to_ball",
-    "subtract_average_gradient",
+    "subtract_moving_average",
     # Stage 2: evaluations
     "Evaluation",
     "full_gradient",
@@ -98,11 +98,11 @@ __all__ = [
     "per_example",
     # Stage 3: combinations
     "DownWeightingState",
-    "ReuseState",
+    "ReuseOrthogonalState",
     "down_weight",
     "extrapolate",
     "linear_warmup_alpha",
-    "restrict_to_groups",
+    "restrict_to_coordinates",
     "reuse_orthogonal",
     "subtract_orthogonal",
     # At the cost of SGD

@@ -41,11 +41,11 @@ from optax_sam.evaluations import jacobian_only, logit_only
 from optax_sam.perturbations import (
     adaptive,
     add_noise_compensation,
-    average_gradients,
+    moving_average,
     noise_compensation_schedule,
     normalized,
     project_to_ball,
-    subtract_average_gradient,
+    subtract_moving_average,
 )
 from optax_sam.sharpness_aware import sharpness_aware
 
@@ -420,9 +420,9 @@ def friendly_sam(
 
     References:
       Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024, arXiv 2403.12350; code
-      nblt/F-SAM. See :func:`optax_sam.subtract_average_gradient`.
+      nblt/F-SAM. See :func:`optax_sam.subtract_moving_average`.
     """
-    ascent = optax.chain(subtract_average_gradient(sigma, decay), normalized(rho))
+    ascent = optax.chain(subtract_moving_average(sigma, decay), normalized(rho))
     return sharpness_aware(ascent, **options)
 
 
@@ -454,7 +454,7 @@ def vasso(
       Li and Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression, NeurIPS
       2023, arXiv 2309.15639; code BingcongLi/VaSSO.
     """
-    return sharpness_aware(optax.chain(average_gradients(theta), normalized(rho)), **options)
+    return sharpness_aware(optax.chain(moving_average(theta), normalized(rho)), **options)
 
 
 @_with_engine_options

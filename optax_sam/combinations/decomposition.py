@@ -64,7 +64,7 @@ def subtract_orthogonal(alpha: optax.ScalarOrSchedule) -> optax.GradientTransfor
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-class ReuseState(NamedTuple):
+class ReuseOrthogonalState(NamedTuple):
     """State of :func:`reuse_orthogonal`.
 
     Attributes:
@@ -112,7 +112,7 @@ def reuse_orthogonal(
     amount = Hyperparameter("alpha", alpha, minimum=0)
 
     def init(params):
-        return ReuseState(orthogonal=_tree.zeros_like(params), alpha=amount.init())
+        return ReuseOrthogonalState(orthogonal=_tree.zeros_like(params), alpha=amount.init())
 
     def update(updates, state, params=None, *, clean_grads=None, is_ascent_step=None, **extra_args):
         del params, extra_args
@@ -120,13 +120,13 @@ def reuse_orthogonal(
         alpha, alpha_state = amount.read(state.alpha, _tree.accumulation_dtype(updates))
         if is_ascent_step:
             orthogonal = _zero_if_rounding(orthogonal_part(updates, clean_grads), updates)
-            return updates, ReuseState(orthogonal, alpha_state)
+            return updates, ReuseOrthogonalState(orthogonal, alpha_state)
         length = _tree.norm(state.orthogonal)
         scale = alpha * _tree.divide_or_zero(
             _tree.norm(clean_grads), jnp.where(length == 0, 0, length + norm_epsilon)
         )
         direction = _tree.linear(jnp.ones_like(scale), clean_grads, scale, state.orthogonal)
-        return direction, ReuseState(state.orthogonal, alpha_state)
+        return direction, ReuseOrthogonalState(state.orthogonal, alpha_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
