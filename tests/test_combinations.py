@@ -321,7 +321,7 @@ class TestWarmupOfAlpha:
             optax_sam.linear_warmup_alpha(0.5, 0, 10)
         with pytest.raises(ValueError, match="steps_per_epoch must be at least 1, got -3"):
             optax_sam.linear_warmup_alpha(0.5, 5, -3)
-        with pytest.raises(TypeError, match=r"warmup_epochs must be a Python integer, got 5\.0"):
+        with pytest.raises(TypeError, match=r"warmup_epochs must be an integer, got 5\.0"):
             optax_sam.linear_warmup_alpha(0.5, 5.0, 10)
 
 

@@ -325,7 +325,7 @@ class TestMovingAverages:
         np.testing.assert_array_equal(results, self.gradients)
 
     def test_errors(self):
-        with pytest.raises(ValueError, match=r"theta must lie in \[0, 1\], got 2"):
+        with pytest.raises(ValueError, match=r"theta must lie in \(0, 1\], got 2"):
             optax_sam.moving_average(2)
         with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\], got -1"):
             optax_sam.subtract_moving_average(decay=-1)

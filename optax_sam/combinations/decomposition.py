@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _tree
-from optax_sam._hyperparameters import Hyperparameter
+from optax_sam._hyperparameters import Hyperparameter, check_number
 from optax_sam.combinations.down_weighting import require_clean_gradients
 
 
@@ -87,14 +87,14 @@ def reuse_orthogonal(
 
     Args:
       alpha: α ≥ 0, the length of the reused part relative to the gradient; a number or a schedule.
-      norm_epsilon: added to ‖v‖; ``1e-8`` in pytorch_optimizer.
+      norm_epsilon: at least 0, added to ‖v‖; ``1e-8`` in pytorch_optimizer.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` for the argument ``reuse`` of
       :func:`optax_sam.sharpness_aware`. Its ``update`` needs ``clean_grads`` and ``is_ascent_step``.
 
     Raises:
-      ValueError: if ``alpha`` is a negative number.
+      ValueError: if ``alpha`` or ``norm_epsilon`` is a negative number.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -110,6 +110,7 @@ def reuse_orthogonal(
       2203.02714, algorithm 1. Norms are global as in the paper, per tensor in pytorch_optimizer.
     """
     amount = Hyperparameter("alpha", alpha, minimum=0)
+    check_number("norm_epsilon", norm_epsilon, minimum=0)
 
     def init(params):
         return ReuseOrthogonalState(orthogonal=_tree.zeros_like(params), alpha=amount.init())

@@ -124,8 +124,8 @@ def linear_warmup_alpha(alpha: float, warmup_epochs: int, steps_per_epoch: int) 
       multiplier 1 − α.
     """
     check_number("alpha", alpha, minimum=0, maximum=1)
-    check_integer("warmup_epochs", warmup_epochs, minimum=1)
-    check_integer("steps_per_epoch", steps_per_epoch, minimum=1)
+    warmup_epochs = check_integer("warmup_epochs", warmup_epochs, minimum=1)
+    steps_per_epoch = check_integer("steps_per_epoch", steps_per_epoch, minimum=1)
 
     def schedule(step: chex.Numeric) -> chex.Numeric:
         epoch = jnp.asarray(step) // steps_per_epoch + 1

@@ -35,7 +35,7 @@ def moving_average(theta: float) -> optax.GradientTransformation:
       An ``optax.GradientTransformation`` from gradients to averages; chain :func:`normalized` behind.
 
     Raises:
-      ValueError: if ``theta`` is a number outside (0, 1].
+      ValueError: if ``theta`` is outside (0, 1].
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -48,9 +48,14 @@ def moving_average(theta: float) -> optax.GradientTransformation:
       Li and Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression, NeurIPS
       2023, arXiv 2309.15639, algorithm 1.
     """
-    check_number("theta", theta, minimum=0, maximum=1)
-    if isinstance(theta, int | float) and theta == 0:
-        raise ValueError("theta must lie in (0, 1], got 0: the average would never change.")
+    check_number(
+        "theta",
+        theta,
+        minimum=0,
+        exclusive_minimum=True,
+        maximum=1,
+        remedy="At 0 the average would never change.",
+    )
 
     def update(updates, state, params=None):
         del params
@@ -75,7 +80,7 @@ def subtract_moving_average(sigma: float = 1.0, decay: float = 0.9) -> optax.Gra
       An ``optax.GradientTransformation`` from gradients to h; chain :func:`normalized` behind.
 
     Raises:
-      ValueError: if ``decay`` is a number outside [0, 1].
+      ValueError: if ``decay`` is outside [0, 1] or ``sigma`` not finite.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam

@@ -73,16 +73,22 @@ def add_noise_compensation(
       flips by cluster assignments instead; see the methods page.
     """
     amount = Hyperparameter("strength", strength)
-    check_number("flip_ratio", flip_ratio, minimum=0, maximum=1)
     if isinstance(flip_ratio, jax.Array):
         raise TypeError(
-            "flip_ratio decides how many examples are computed, so it must be a Python number. Under "
-            "optax.inject_hyperparams name it in static_args=('flip_ratio',)."
+            "flip_ratio decides how many examples are computed, so it must be a Python number, got "
+            f"{flip_ratio!r}. Under optax.inject_hyperparams name it in static_args=('flip_ratio',)."
         )
-    if flip_ratio == 0:
-        raise ValueError("flip_ratio must lie in (0, 1], got 0. Without flips use optax_sam.sam.")
-
-    check_integer("start_step", start_step, minimum=0)
+    check_number(
+        "flip_ratio",
+        flip_ratio,
+        minimum=0,
+        exclusive_minimum=True,
+        maximum=1,
+        remedy="Without flips use optax_sam.sam.",
+    )
+    if not isinstance(seed, jax.Array):  # under optax.inject_hyperparams it is one
+        check_integer("seed", seed, minimum=0)
+    start_step = check_integer("start_step", start_step, minimum=0)
 
     def init(params):
         del params
@@ -153,7 +159,7 @@ def noise_compensation_schedule(kappa: float, total_steps: int) -> optax.Schedul
       Xu, Deng, Pang, NCSAM, arXiv 2601.19947v3, equation (15).
     """
     check_number("kappa", kappa, minimum=0)
-    check_integer("total_steps", total_steps, minimum=1)
+    total_steps = check_integer("total_steps", total_steps, minimum=1)
 
     def schedule(step):
         t = jnp.minimum(step / total_steps, 1)
