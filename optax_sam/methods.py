@@ -358,6 +358,7 @@ def ncsam(
     projection: bool = True,
     warmup_steps: int | None = None,
     warmup: Literal["sgd", "sam"] = "sgd",
+    label_of: Callable[[Any], Any] | None = None,
     **options: Unpack[Options],
 ) -> optax.GradientTransformationExtraArgs:
     r"""NCSAM: SAM whose perturbation is compensated for the effect of label noise.
@@ -381,11 +382,12 @@ def ncsam(
       projection: project to the ρ-ball as in the paper; False as in the authors' released code.
       warmup_steps: steps before the compensation begins, if any; the paper takes 50 of 200 epochs.
       warmup: what those steps are, ``"sgd"`` (no second gradient) or ``"sam"``.
+      label_of: picks the labels out of a pytree; see :func:`optax_sam.add_noise_compensation`.
       **options: see :class:`optax_sam.Options`; ``start_step`` is ``warmup_steps`` here.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and an
-      :class:`optax_sam.Objective` with integer labels as ``loss_fn``, and takes ``logits``.
+      :class:`optax_sam.Objective` with integer or soft labels as ``loss_fn``, and takes ``logits``.
 
     Raises:
       ValueError: if a number is out of range.
@@ -410,7 +412,13 @@ def ncsam(
         raise ValueError("ncsam takes warmup_steps in place of start_step.")
     strength: optax.ScalarOrSchedule = kappa
     every_k = options.get("every_k") or 1
+    check_number("kappa", kappa, minimum=0)
     if total_steps is not None:
+        if warmup_steps >= total_steps:
+            raise ValueError(
+                f"warmup_steps={warmup_steps} leaves none of total_steps={total_steps} for the "
+                "compensation; total_steps counts the whole training, warm-up included."
+            )
         progress = noise_compensation_schedule(kappa, total_steps)
         # It counts the steps with a second gradient, and has not seen the others.
         strength = lambda count: progress(count * every_k + skipped)  # noqa: E731
@@ -420,6 +428,7 @@ def ncsam(
         seed=seed,
         deterministic=deterministic,
         start_step=-(-(warmup_steps - skipped) // every_k),
+        label_of=label_of,
     )
     stages = [normalized(rho), compensation, *([project_to_ball(rho)] if projection else [])]
     return _compose(options, optax.chain(*stages))
