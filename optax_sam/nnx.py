@@ -150,7 +150,7 @@ class _Snapshot:
         # Variables come from nnx.state; what nnx.Optimizer hands to a method are bare arrays.
         if _holds_variables(params):
             self.differentiated_by_caller = True
-        elif changed and not changed & _changed(self.values, self.live):
+        elif changed and not _changed(self.values, self.live):
             self._complain(changed)
         return output
 

@@ -168,7 +168,13 @@ def test_nothing_of_the_live_model_is_kept(make_loss):
 def test_wrt_chooses_the_parameters(wrt):
     model = Network()
     params = nnx.state(model, wrt)
-    grads = jax.grad(loss_function(model, loss_of, INPUTS, LABELS, wrt=wrt))(params)
+    loss_fn = loss_function(model, loss_of, INPUTS, LABELS, wrt=wrt)
+    before = arrays(model)
+    assert jnp.isfinite(loss_fn(params))
+    assert_equal(
+        arrays(model), before, rtol=0
+    )  # also where a parameter is one that the loss updates
+    grads = jax.grad(loss_fn)(params)
     assert jax.tree.structure(nnx.as_pure(grads)) == jax.tree.structure(nnx.as_pure(params))
     expected = jax.grad(objective(model, INPUTS, LABELS, wrt=wrt))(params)
     assert_equal(nnx.as_pure(grads), nnx.as_pure(expected))
