@@ -8,6 +8,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,6 +42,8 @@ HEADERS = (
     "time\n/ SGD",
 )
 """The columns as the terminal shows them, which may be only 80 characters wide."""
+COMPACT: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False}
+"""A table without borders."""
 
 
 @contextlib.contextmanager
@@ -101,9 +104,7 @@ def summarize(config: Config, epochs: list[Epoch]) -> list[tuple[str, ...]]:
 
 def print_table(config: Config, epochs: list[Epoch]) -> None:
     """Prints the summary."""
-    table = Table(
-        title=_title(config), title_style="bold", title_justify="left", box=box.SIMPLE_HEAD
-    )
+    table = Table(title=_title(config), title_style="bold", title_justify="left", **COMPACT)
     for index, header in enumerate(HEADERS):
         table.add_column(header, justify="right" if index else "left", no_wrap=True)
     for row in summarize(config, epochs):

@@ -22,8 +22,11 @@ from rich.progress import track
 from train import compare
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+CENTERS = {name: method.rho for name, method in METHODS.items()}
+CENTERS |= dict.fromkeys(("sam", "saner", "jsam", "lsam"), 0.2)
+"""The radius of each method that is multiplied by the factors."""
 
-# Further settings at the default radius.
+# Further settings at that radius.
 OTHERS = [
     ("saner", "alpha", 0.25),
     ("saner", "alpha", 0.75),
@@ -36,7 +39,7 @@ OTHERS = [
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Settings of a sweep; each method's default radius is multiplied by ¼, ½, 1, 2 and 4."""
+    """Settings of a sweep; one radius per method is multiplied by ¼, ½, 1, 2 and 4."""
 
     methods: tuple[str, ...] = tuple(name for name in METHODS if name != "sgd")
     """Methods to sweep."""
@@ -94,7 +97,7 @@ def main(sweep: Sweep) -> None:
     data = load_digits(sweep.noise, sweep.noise_rate, sweep.seeds)
     runs: list[tuple[str, dict]] = [("sgd", {"rho": 0.0})]
     for name in sweep.methods:
-        rho = METHODS[name].rho
+        rho = CENTERS[name]
         runs += [(name, {"rho": factor * rho}) for factor in FACTORS]
         runs += [(name, {"rho": rho, key: value}) for one, key, value in OTHERS if one == name]
     rows: list[dict[str, str]] = []
