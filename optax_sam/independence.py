@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import chex
 import jax
 
-from optax_sam import _jaxprs
 from optax_sam import _batch_axis as batch_axis
+from optax_sam import _jaxprs
 from optax_sam._batch_axis import BatchAxis
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ Place = BatchAxis | _Unknown | None
 
 _PER_EXAMPLE = (
     "A perturbation per example needs a loss per example, so replace BatchNorm in batch mode by "
-    "GroupNorm or LayerNorm (or run it with its stored statistics), or use groups of several examples."
+    "GroupNorm or LayerNorm (or run it with its stored statistics), or use groups of several "
+    "examples."
 )
 
 
@@ -83,8 +84,10 @@ def warn_if_unproved(argument: str, answer: str) -> None:
     """Warns where :func:`check_independence` could not prove that the examples stay apart."""
     if answer != "proved":
         warnings.warn(
-            f"{argument} needs examples that do not influence each other, which could not be proved: "
-            f"{answer}. If they are mixed (mixup inside the network, x[0], a loop over examples), the "
+            f"{argument} needs examples that do not influence each other, which could not be "
+            "proved: "
+            f"{answer}. If they are mixed (mixup inside the network, x[0], a loop over examples), "
+            "the "
             f"result is wrong. {_MAP_OVER_EXAMPLES}",
             stacklevel=2,
         )
