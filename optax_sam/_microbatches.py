@@ -67,8 +67,8 @@ def _loss_and_aux(params: chex.ArrayTree, objective: "Objective") -> tuple[jax.A
 def _loss_and_aux_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
     """The tangent of the loss is the inner product with the accumulated gradient.
 
-    It is linear in the tangents, so reverse mode transposes it, and the gradient costs the memory of
-    one microbatch in both modes. Differentiating the loop instead would keep what all microbatches need.
+    It is linear in the tangents, so reverse mode transposes it; the gradient costs the memory of one
+    microbatch in both modes. Differentiating the loop would keep what all microbatches need.
     """
     params, objective = primals
     directions = jax.tree.leaves(tangents[0], is_leaf=_is_zero)
