@@ -66,10 +66,10 @@ def count_parts(batch_size: int, size: int, name: str) -> int:
     check_integer(name, size, minimum=1)
     count, remainder = divmod(batch_size, size)
     if remainder:
+        drop = f", or drop the last {remainder} examples" if count else ""
         raise ValueError(
-            f"{name}={size} must divide the batch of {batch_size} examples; choose a divisor such "
-            "as "
-            f"{largest_divisor(batch_size, size)}, or drop the last {remainder} examples."
+            f"{name}={size} must divide the batch of {batch_size} examples; choose a divisor such as "
+            f"{largest_divisor(batch_size, size)}{drop}."
         )
     return count
 

@@ -105,8 +105,9 @@ class Objective:
         batch = {"inputs": self.inputs, "labels": self.labels}
         if self.weights is not None:
             batch["weights"] = self.weights
-            if not hasattr(self.weights, "dtype") or not jnp.issubdtype(
-                jnp.result_type(self.weights), jnp.number | jnp.bool_
+            kinds = (jnp.floating, jnp.integer, jnp.bool_)
+            if not hasattr(self.weights, "dtype") or not any(
+                jnp.issubdtype(self.weights.dtype, kind) for kind in kinds
             ):
                 raise TypeError(
                     "weights must be an array of numbers, shape (B,) or like the losses, got "
