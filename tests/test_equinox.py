@@ -62,10 +62,7 @@ def gradients_by_hand(model, state):
 
 
 def function_of(model, state):
-    def loss_alone(*args):  # until methods take (loss, aux) by themselves
-        return loss_of(*args)[0]
-
-    return loss_function(model, loss_alone, inputs_with_keys(), LABELS, state)
+    return loss_function(model, loss_of, inputs_with_keys(), LABELS, state)
 
 
 def objective_of(model, state):

@@ -19,7 +19,10 @@ class Network(eqx.Module):
 
     def __init__(self, key):
         keys = jax.random.split(key)
-        hidden, head = eqx.nn.Linear(4, 16, key=keys[0]), eqx.nn.Linear(16, 3, key=keys[1])
+        hidden, head = (
+            eqx.nn.Linear(4, 16, use_bias=False, key=keys[0]),
+            eqx.nn.Linear(16, 3, key=keys[1]),
+        )
         self.layers = [hidden, jax.nn.relu, eqx.nn.Dropout(0.3), head]
         self.norm = eqx.nn.BatchNorm(16, axis_name="batch", mode="batch")
 

@@ -15,7 +15,7 @@ optimizer = optax.adam(1e-2)
 
 @hk.transform_with_state
 def network(x):
-    x = hk.BatchNorm(True, True, 0.9)(hk.Linear(16)(x), is_training=True)
+    x = hk.BatchNorm(True, True, 0.9)(hk.Linear(16, with_bias=False)(x), is_training=True)
     x = hk.dropout(hk.next_rng_key(), 0.3, jax.nn.relu(x))
     return hk.Linear(3)(x)
 

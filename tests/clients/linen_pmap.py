@@ -19,7 +19,7 @@ STEPS = 3
 class Network(nn.Module):
     @nn.compact
     def __call__(self, x):
-        x = nn.BatchNorm(use_running_average=False)(nn.Dense(8)(x))
+        x = nn.BatchNorm(use_running_average=False)(nn.Dense(8, use_bias=False)(x))
         return nn.Dense(3)(nn.relu(x))
 
 

@@ -33,7 +33,7 @@ def with_flax(tx):
         params, opt_state = jmp.select_tree(finite, new, (params, opt_state))
         return params, opt_state, dynamic_scale, (loss, dynamic_scale.scale)
 
-    return run(train_step, tx, DynamicScale(growth_interval=1, scale=SCALE))
+    return run(train_step, tx, DynamicScale(growth_interval=0, scale=SCALE))
 
 
 def with_jmp(tx):

@@ -14,7 +14,10 @@ inputs, labels = examples()
 
 class Network(nnx.Module):
     def __init__(self, rngs):
-        self.hidden, self.head = nnx.Linear(4, 16, rngs=rngs), nnx.Linear(16, 3, rngs=rngs)
+        self.hidden, self.head = (
+            nnx.Linear(4, 16, use_bias=False, rngs=rngs),
+            nnx.Linear(16, 3, rngs=rngs),
+        )
         self.norm, self.dropout = nnx.BatchNorm(16, rngs=rngs), nnx.Dropout(0.3)
 
     def __call__(self, x, rngs):

@@ -19,7 +19,7 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, tokens):
         x = nn.Embed(VOCABULARY, WIDTH)(tokens)
-        attention = nn.MultiHeadDotProductAttention(num_heads=2)
+        attention = nn.MultiHeadDotProductAttention(num_heads=2, use_bias=False)
         x = x + attention(nn.LayerNorm()(x), mask=nn.make_causal_mask(tokens))
         x = x + nn.Dense(WIDTH)(nn.gelu(nn.Dense(4 * WIDTH)(nn.LayerNorm()(x))))
         return nn.Dense(VOCABULARY)(x)
