@@ -3,11 +3,11 @@
 from optax_sam import diagnostics, label_noise, per_example
 from optax_sam.combinations import (
     DownWeightingState,
-    ReuseState,
+    ReuseOrthogonalState,
     down_weight,
     extrapolate,
     linear_warmup_alpha,
-    restrict_to_groups,
+    restrict_to_coordinates,
     reuse_orthogonal,
     subtract_orthogonal,
 )
@@ -19,8 +19,9 @@ from optax_sam.evaluations import (
     logit_only,
     perturb_then_evaluate,
 )
-from optax_sam.groups import value_and_grad
+from optax_sam.loss_scaling import loss_scaled
 from optax_sam.methods import (
+    Options,
     asam,
     friendly_sam,
     gsam,
@@ -41,17 +42,28 @@ from optax_sam.perturbations import (
     NoiseCompensationState,
     adaptive,
     add_noise_compensation,
-    average_gradients,
+    moving_average,
     noise_compensation_schedule,
     normalized,
     project_to_ball,
-    subtract_average_gradient,
+    subtract_moving_average,
 )
 from optax_sam.sharpness_aware import (
     SharpnessAwareMetrics,
     SharpnessAwareState,
     get_metrics,
     sharpness_aware,
+)
+from optax_sam.wrappers import (
+    AlongPreviousState,
+    GradientNormState,
+    SometimesState,
+    When,
+    along_previous,
+    gradient_norm_is_large,
+    in_steps,
+    on_first,
+    sometimes,
 )
 
 __version__ = "0.1.0"
@@ -70,8 +82,10 @@ __all__ = [
     "saner",
     "vasso",
     "wsam",
+    "Options",
     # The engine and what it needs
     "Objective",
+    "loss_scaled",
     "SharpnessAwareMetrics",
     "SharpnessAwareState",
     "get_metrics",
@@ -81,28 +95,37 @@ __all__ = [
     "NoiseCompensationState",
     "adaptive",
     "add_noise_compensation",
-    "average_gradients",
+    "moving_average",
     "noise_compensation_schedule",
     "normalized",
     "project_to_ball",
-    "subtract_average_gradient",
+    "subtract_moving_average",
+    # Wrappers: how ε is climbed, and when there is a second gradient
+    "AlongPreviousState",
+    "GradientNormState",
+    "SometimesState",
+    "When",
+    "along_previous",
+    "gradient_norm_is_large",
+    "in_steps",
+    "on_first",
+    "sometimes",
     # Stage 2: evaluations
     "Evaluation",
     "full_gradient",
     "jacobian_only",
     "logit_only",
     "perturb_then_evaluate",
-    "value_and_grad",
     # Groups and loops
     "canonical_convolutions",
     "per_example",
     # Stage 3: combinations
     "DownWeightingState",
-    "ReuseState",
+    "ReuseOrthogonalState",
     "down_weight",
     "extrapolate",
     "linear_warmup_alpha",
-    "restrict_to_groups",
+    "restrict_to_coordinates",
     "reuse_orthogonal",
     "subtract_orthogonal",
     # At the cost of SGD

@@ -26,38 +26,66 @@ def check_number(
     *,
     minimum: float = -math.inf,
     maximum: float = math.inf,
+    exclusive_minimum: bool = False,
     exclusive_maximum: bool = False,
+    kind: str = "a number",
     remedy: str = "",
 ) -> None:
-    """Raises if a concrete Python number lies outside its range.
+    """Raises unless ``value`` is one finite real number inside its range.
 
-    JAX arrays are let through: under ``optax.inject_hyperparams`` the value is a tracer.
+    Python, NumPy and JAX scalars are read alike. Of a traced value, which ``jit`` makes of what
+    ``optax.inject_hyperparams`` holds, only shape and dtype can be checked.
     """
-    if isinstance(value, np.generic | np.ndarray) and np.ndim(value) == 0:
-        value = value.item()
-    if isinstance(value, jax.Array | np.ndarray):
+    check_scalar(name, value, kind=kind, remedy=remedy)
+    if isinstance(value, jax.core.Tracer):
         return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number or a schedule, got {value!r}. {remedy}".rstrip())
-    too_large = value >= maximum if exclusive_maximum else value > maximum
-    if math.isnan(value) or value < minimum or too_large:
-        bracket = ")" if exclusive_maximum or math.isinf(maximum) else "]"
+    number = value.item() if isinstance(value, jax.Array | np.ndarray | np.generic) else value
+    is_open_below = exclusive_minimum or math.isinf(minimum)
+    is_open_above = exclusive_maximum or math.isinf(maximum)
+    is_inside = (minimum < number if is_open_below else minimum <= number) and (
+        number < maximum if is_open_above else number <= maximum
+    )  # false for NaN
+    if not is_inside:
+        left, right = "(" if is_open_below else "[", ")" if is_open_above else "]"
         raise ValueError(
-            f"{name} must lie in [{minimum:g}, {maximum:g}{bracket}, got {value!r}. {remedy}".rstrip()
+            f"{name} must lie in {left}{minimum:g}, {maximum:g}{right}, got {number!r}. "
+            f"{remedy}".rstrip()
         )
 
 
-def check_integer(name: str, value: Any, *, minimum: int) -> None:
-    """Raises unless ``value`` is a concrete integer of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        hint = (
-            f" Under optax.inject_hyperparams name it in static_args=({name!r},)."
-            if isinstance(value, jax.Array)
-            else ""
+def check_scalar(name: str, value: Any, *, kind: str = "a number", remedy: str = "") -> None:
+    """Raises unless ``value`` is one real number, traced or not; bools are none."""
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        is_real = jnp.issubdtype(value.dtype, np.integer) or jnp.issubdtype(
+            value.dtype, np.floating
         )
-        raise TypeError(f"{name} must be a Python integer, got {value!r}.{hint}")
+        if value.shape != ():
+            raise ValueError(
+                f"{name} must be a scalar, got an array of shape {value.shape}. {remedy}".rstrip()
+            )
+    else:
+        is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_real:
+        raise TypeError(f"{name} must be {kind}, got {value!r}. {remedy}".rstrip())
+
+
+def check_integer(name: str, value: Any, *, minimum: int) -> int:
+    """The Python integer that ``value`` is; raises unless it is one of at least ``minimum``.
+
+    A JAX array is refused, concrete or not: what such an argument decides (shapes, the number of
+    passes) is fixed when a step is compiled.
+    """
+    if isinstance(value, jax.Array):
+        raise TypeError(
+            f"{name} must be an integer that is known when the step is compiled, got {value!r}. "
+            "Pass "
+            f"int({name}); under optax.inject_hyperparams name it in static_args=({name!r},)."
+        )
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}.")
+    return int(value)
 
 
 class Hyperparameter:
@@ -73,18 +101,22 @@ class Hyperparameter:
         *,
         minimum: float = -math.inf,
         maximum: float = math.inf,
+        exclusive_minimum: bool = False,
         exclusive_maximum: bool = False,
         remedy: str = "",
-    ):
+    ) -> None:
         if not callable(value):
             check_number(
                 name,
                 value,
                 minimum=minimum,
                 maximum=maximum,
+                exclusive_minimum=exclusive_minimum,
                 exclusive_maximum=exclusive_maximum,
+                kind="a number or a schedule",
                 remedy=remedy,
             )
+        self._name = name
         self._value = value
 
     def init(self) -> optax.EmptyState | ScheduleState:
@@ -93,19 +125,20 @@ class Hyperparameter:
             return ScheduleState(count=jnp.zeros([], jnp.int32))
         return optax.EmptyState()
 
-    def read(
-        self, state: optax.OptState, dtype: jnp.dtype
-    ) -> tuple[jax.Array, optax.EmptyState | ScheduleState]:
-        """The value at this step, in ``dtype``, and the state of the next step."""
-        if callable(self._value):
-            value: Any = self._value(state.count)
-            state = ScheduleState(count=optax.safe_increment(state.count))
-        else:
-            value = self._value
-        return jnp.asarray(value).astype(dtype), state
+    def read(self, state: Any, dtype: Any) -> tuple[jax.Array, optax.EmptyState | ScheduleState]:
+        """The value at this step, in ``dtype``, and the state of the next step.
+
+        What a schedule returns is traced under ``jit``, so its range is not checked.
+        """
+        if not callable(self._value):
+            return jnp.asarray(self._value).astype(dtype), state
+        value: Any = self._value(state.count)
+        check_scalar(f"what the schedule of {self._name} returns", value)
+        next_state = ScheduleState(count=optax.safe_increment(state.count))
+        return jnp.asarray(value).astype(dtype), next_state
 
 
-def check_callable(name: str, value: Any, remedy: str) -> Callable:
+def check_callable(name: str, value: Any, remedy: str) -> Callable[..., Any]:
     """Returns ``value`` if it can be called, and raises with the remedy otherwise."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {value!r}. {remedy}")

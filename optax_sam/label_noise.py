@@ -9,10 +9,11 @@ its probability. The functions run in NumPy on the host, before training.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam._hyperparameters import check_number
+from optax_sam._hyperparameters import check_integer, check_number
 
 
 class NoisyLabels(NamedTuple):
@@ -55,7 +56,7 @@ def symmetric(
       >>> int(noisy.changed.sum())
       4
     """
-    labels = _check(labels, rate, num_classes)
+    labels, rate = _check(labels, rate, num_classes, seed)
     random = np.random.default_rng(seed)
     changed = _choose(np.full(labels.shape, rate), exact, random, total=rate)
     shift = random.integers(1, num_classes, labels.shape)
@@ -89,7 +90,7 @@ def pair_flip(
     References:
       Han et al., Co-teaching, NeurIPS 2018, arXiv 1804.06872.
     """
-    labels = _check(labels, rate, num_classes)
+    labels, rate = _check(labels, rate, num_classes, seed)
     random = np.random.default_rng(seed)
     changed = _choose(np.full(labels.shape, rate), exact, random, total=rate)
     return _apply(labels, (labels.astype(np.int64) + 1) % num_classes, changed)
@@ -134,7 +135,7 @@ def asymmetric(
     References:
       Patrini et al., Making Deep Neural Networks Robust to Label Noise, CVPR 2017, arXiv 1609.03683.
     """
-    labels = _check(labels, rate, num_classes)
+    labels, rate = _check(labels, rate, num_classes, seed)
     table = _class_table(class_map, num_classes)
     random = np.random.default_rng(seed)
     target = table[labels]
@@ -192,9 +193,13 @@ def instance_dependent(
       Xia et al., Part-dependent Label Noise, NeurIPS 2020, arXiv 2006.07836, algorithm 2. The authors
       project unstandardized inputs, which makes the softmax nearly one-hot.
     """
-    labels = _check(labels, rate, num_classes)
+    labels, rate = _check(labels, rate, num_classes, seed)
     check_number("rate_deviation", rate_deviation, minimum=0)
-    inputs = np.asarray(inputs, np.float64)
+    inputs = np.asarray(inputs)
+    real = (np.bool_, np.integer, np.floating)
+    if not any(jnp.issubdtype(inputs.dtype, kind) for kind in real):
+        raise TypeError(f"inputs must be real numbers, got dtype {inputs.dtype}.")
+    inputs = inputs.astype(np.float64)
     if inputs.shape[:1] != labels.shape or inputs.ndim < 2:
         raise ValueError(
             f"inputs must have shape (n, ...) with n = {labels.size}, got {inputs.shape}."
@@ -227,16 +232,21 @@ CIFAR10_CLASS_MAP = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 """Truck → automobile, bird → airplane, deer → horse, cat ↔ dog: the usual map for CIFAR-10."""
 
 
-def _check(labels, rate: float, num_classes: int) -> np.ndarray:
+def _check(labels, rate: float, num_classes: int, seed: int) -> tuple[np.ndarray, float]:
+    if any(isinstance(value, jax.core.Tracer) for value in (labels, rate)):
+        raise TypeError(
+            "label noise is drawn with NumPy, so labels and rate must be concrete, but jit is "
+            "tracing "
+            f"them: {labels!r}, {rate!r}. Draw it once, before training."
+        )
     check_number("rate", rate, minimum=0, maximum=1, remedy="It is a share, not a percentage.")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer):
-        raise TypeError(f"num_classes must be an integer, got {num_classes!r}.")
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
+    check_integer("num_classes", num_classes, minimum=2)
+    check_integer("seed", seed, minimum=0)
     labels = np.asarray(labels)
     if labels.ndim != 1:
         raise ValueError(
-            f"labels must have shape (n,), got {labels.shape}. For one-hot labels take their argmax."
+            f"labels must have shape (n,), got {labels.shape}. For one-hot labels take their "
+            "argmax."
         )
     if labels.size == 0 and labels.dtype == np.float64:
         labels = labels.astype(np.int64)  # what NumPy makes of an empty list
@@ -244,19 +254,30 @@ def _check(labels, rate: float, num_classes: int) -> np.ndarray:
         raise TypeError(f"labels must be integers, got dtype {labels.dtype}.")
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
         raise ValueError(
-            f"labels must lie in [0, {num_classes}), got values from {labels.min()} to {labels.max()}."
+            f"labels must lie in [0, {num_classes}), got values from {labels.min()} to "
+            f"{labels.max()}."
         )
     if num_classes - 1 > np.iinfo(labels.dtype).max:
         raise ValueError(f"{num_classes} classes do not fit into labels of dtype {labels.dtype}.")
-    return labels
+    return labels, float(rate)
 
 
 def _class_table(class_map, num_classes: int) -> np.ndarray:
-    pairs = class_map.items() if isinstance(class_map, Mapping) else enumerate(class_map)
+    if isinstance(class_map, Mapping):
+        pairs = list(class_map.items())
+    else:
+        sequence = np.asarray(class_map)
+        if sequence.shape != (num_classes,):
+            raise ValueError(
+                "class_map must be a dictionary or a sequence with one class for each of the "
+                f"{num_classes} classes, got {type(class_map).__name__} of shape {sequence.shape}."
+            )
+        pairs = list(enumerate(sequence.tolist()))
     table = np.arange(num_classes)
     for source, target in pairs:
         for label in (source, target):
-            if label not in range(num_classes):
+            is_integer = isinstance(label, int | np.integer) and not isinstance(label, bool)
+            if not is_integer or label not in range(num_classes):
                 raise ValueError(
                     f"class_map must map classes in [0, {num_classes}), got {source!r}: {target!r}."
                 )

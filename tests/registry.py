@@ -59,7 +59,7 @@ METHODS: dict[str, Method] = {
     "msam": Method(optax_sam.msam, perturbs_at_once=False),
     "restricted": Method(
         lambda rho=0.05, **o: optax_sam.sam(
-            rho, combination=optax_sam.restrict_to_groups("B"), **o
+            rho, combination=optax_sam.restrict_to_coordinates("B"), **o
         ),
         selects_coordinates=True,
     ),

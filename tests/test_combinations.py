@@ -1,4 +1,4 @@
-"""Stage 3: down-weighting against a per-coordinate loop, groups, decompositions, schedules."""
+"""Stage 3: down-weighting against a per-coordinate loop, sets, decompositions, schedules."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import optax_sam
-from tests.references.gradient_groups import down_weighted, group_of
+from tests.references.coordinates import down_weighted, set_of
 
 GOLDEN = Path(__file__).parent / "golden" / "golden.npz"
 
@@ -63,7 +63,7 @@ class TestDownWeight:
         expected = np.array(down_weighted(clean, perturbed, alpha), np.float32)
         # Halving or quartering the smallest normal numbers leaves the normal range.
         np.testing.assert_allclose(direction, expected, rtol=1e-6, atol=SMALLEST_NORMAL)
-        share = np.mean([group_of(c, p) == "B" for c, p in zip(clean, perturbed, strict=True)])
+        share = np.mean([set_of(c, p) == "B" for c, p in zip(clean, perturbed, strict=True)])
         np.testing.assert_allclose(state.down_weighted_fraction, share, rtol=1e-6)
 
     @pytest.mark.usefixtures("strict_promotion")
@@ -89,7 +89,7 @@ class TestDownWeight:
         direction, _ = combine(optax_sam.down_weight(0.0), perturbed, clean)
         np.testing.assert_array_equal(direction, perturbed)
 
-    def test_alpha_one_drops_group_b(self):
+    def test_alpha_one_drops_set_b(self):
         clean = jnp.array([1.0, 1.0, 1.0, -1.0, -1.0])
         perturbed = jnp.array([0.5, 1.0, -0.5, -0.5, -2.0])
         direction, state = combine(optax_sam.down_weight(1.0), perturbed, clean)
@@ -145,29 +145,27 @@ class TestDownWeight:
             optax_sam.down_weight(0.5, ratio_epsilon=-1)
 
 
-class TestGroups:
+class TestCoordinates:
     ALL = ("", "A", "B", "C", "AB", "AC", "BC", "ABC")
 
-    @pytest.mark.parametrize("groups", ALL)
+    @pytest.mark.parametrize("sets", ALL)
     @hypothesis.given(pairs(coordinates))
     @hypothesis.settings(max_examples=60)
-    def test_equals_the_loop_over_coordinates(self, groups, values):
+    def test_equals_the_loop_over_coordinates(self, sets, values):
         clean, perturbed = as_arrays(values)
-        direction, _ = combine(optax_sam.restrict_to_groups(groups), perturbed, clean)
-        expected = [
-            p if group_of(c, p) in groups else c for c, p in zip(clean, perturbed, strict=True)
-        ]
+        direction, _ = combine(optax_sam.restrict_to_coordinates(sets), perturbed, clean)
+        expected = [p if set_of(c, p) in sets else c for c, p in zip(clean, perturbed, strict=True)]
         np.testing.assert_array_equal(direction, expected)
 
     @pytest.mark.parametrize("ratio_epsilon", [None, 1e-8])
     @hypothesis.given(pairs(coordinates))
     @hypothesis.settings(max_examples=100)
-    def test_every_coordinate_is_in_exactly_one_group(self, ratio_epsilon, values):
+    def test_every_coordinate_is_in_exactly_one_set(self, ratio_epsilon, values):
         """SAM's gradient marked by 1 and the clean one by 0: the three shares add up to 1."""
         clean, perturbed = as_arrays(values)
         members = np.zeros(clean.shape, int)
-        for group in "ABC":
-            stage = optax_sam.restrict_to_groups(group, ratio_epsilon)
+        for letter in "ABC":
+            stage = optax_sam.restrict_to_coordinates(letter, ratio_epsilon)
             # NaN marks the clean gradient's coordinates that are kept: compare bit patterns.
             direction, _ = combine(stage, perturbed, clean)
             kept = np.asarray(direction).view(np.int32) == perturbed.view(np.int32)
@@ -176,23 +174,23 @@ class TestGroups:
         same = clean.view(np.int32) == perturbed.view(np.int32)
         np.testing.assert_array_equal(members, np.where(same, 0, 1))
 
-    def test_all_groups_are_sam_and_none_is_the_base_optimizer(self):
+    def test_all_sets_are_sam_and_none_is_the_base_optimizer(self):
         clean, perturbed = jnp.array([1.0, 1.0, 1.0]), jnp.array([2.0, 0.5, -1.0])
-        everything, _ = combine(optax_sam.restrict_to_groups("ABC"), perturbed, clean)
+        everything, _ = combine(optax_sam.restrict_to_coordinates("ABC"), perturbed, clean)
         np.testing.assert_array_equal(everything, perturbed)
-        nothing, _ = combine(optax_sam.restrict_to_groups(""), perturbed, clean)
+        nothing, _ = combine(optax_sam.restrict_to_coordinates(""), perturbed, clean)
         np.testing.assert_array_equal(nothing, clean)
-        lower, _ = combine(optax_sam.restrict_to_groups("ac"), perturbed, clean)
+        lower, _ = combine(optax_sam.restrict_to_coordinates("ac"), perturbed, clean)
         assert lower.tolist() == [2.0, 1.0, -1.0]
 
     @pytest.mark.parametrize("bad", ["D", "A,B", 3, None, ["A"]])
     def test_refuses_other_letters(self, bad):
-        with pytest.raises(ValueError, match=r"groups must be letters out of 'ABC'.*got"):
-            optax_sam.restrict_to_groups(bad)
+        with pytest.raises(ValueError, match=r"sets must be letters out of 'ABC'.*got"):
+            optax_sam.restrict_to_coordinates(bad)
 
     def test_refuses_a_negative_offset(self):
         with pytest.raises(ValueError, match=r"ratio_epsilon must lie in \[0, inf\), got -1"):
-            optax_sam.restrict_to_groups("A", ratio_epsilon=-1)
+            optax_sam.restrict_to_coordinates("A", ratio_epsilon=-1)
 
 
 vectors = hypothesis.extra.numpy.arrays(
@@ -277,7 +275,7 @@ class TestExtrapolation:
     ("stage", "name"),
     [
         (optax_sam.down_weight(), "down_weight"),
-        (optax_sam.restrict_to_groups("B"), "restrict_to_groups"),
+        (optax_sam.restrict_to_coordinates("B"), "restrict_to_coordinates"),
         (optax_sam.subtract_orthogonal(0.1), "subtract_orthogonal"),
         (optax_sam.reuse_orthogonal(), "reuse_orthogonal"),
         (optax_sam.extrapolate(0.5), "extrapolate"),
@@ -290,7 +288,7 @@ def test_combinations_outside_of_the_engine_say_what_they_miss(stage, name):
 
 
 class TestWarmupOfAlpha:
-    # The authors' get_alpha for epochs 1 to 7: their multiplier of group B is 1 - alpha.
+    # The authors' get_alpha for epochs 1 to 7: their multiplier of set B is 1 - alpha.
     AUTHORS = (
         (0.5, 5, [0.9, 0.8, 0.7, 0.6, 0.5, 0.5, 0.5]),
         (0.0, 3, [0.6666666666666667, 0.33333333333333337, 0.0, 0.0, 0.0, 0.0, 0.0]),
@@ -323,7 +321,7 @@ class TestWarmupOfAlpha:
             optax_sam.linear_warmup_alpha(0.5, 0, 10)
         with pytest.raises(ValueError, match="steps_per_epoch must be at least 1, got -3"):
             optax_sam.linear_warmup_alpha(0.5, 5, -3)
-        with pytest.raises(TypeError, match=r"warmup_epochs must be a Python integer, got 5\.0"):
+        with pytest.raises(TypeError, match=r"warmup_epochs must be an integer, got 5\.0"):
             optax_sam.linear_warmup_alpha(0.5, 5.0, 10)
 
 

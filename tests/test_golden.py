@@ -42,10 +42,10 @@ METHODS = {
     "saner_a1": lambda rho: optax_sam.saner(rho, alpha=0.0, ratio_epsilon=EPSILON),
     "asaner_a0.5": lambda rho: optax_sam.asam(rho, eta=0.0, combination=saner_code(0.5)),
     "samonly_B": lambda rho: optax_sam.sam(
-        rho, combination=optax_sam.restrict_to_groups("B", EPSILON)
+        rho, combination=optax_sam.restrict_to_coordinates("B", EPSILON)
     ),
     "samwo_B": lambda rho: optax_sam.sam(
-        rho, combination=optax_sam.restrict_to_groups("AC", EPSILON)
+        rho, combination=optax_sam.restrict_to_coordinates("AC", EPSILON)
     ),
     "jsam_n": optax_sam.jsam,
     "lsam_n": optax_sam.lsam,

@@ -5,6 +5,7 @@ import math
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -320,7 +321,9 @@ def test_constant_features_are_harmless():
 
 
 @every_kind
-@pytest.mark.parametrize("rate", [-0.1, 1.5, 40, math.nan, np.float32(1.5), np.array(-1.0)])
+@pytest.mark.parametrize(
+    "rate", [-0.1, 1.5, 40, math.nan, np.float32(1.5), np.array(-1.0), jnp.float32(40)]
+)
 def test_refuses_a_rate_outside_of_0_and_1(kind, rate):
     with pytest.raises(ValueError, match=r"rate must lie in \[0, 1\], got .*share"):
         kind(balanced(10), rate, seed=0)
@@ -370,7 +373,42 @@ def test_refuses_a_wrong_number_of_classes(kind):
         kind(np.array([0], np.uint8), 0.1, 300, seed=0)
 
 
-@pytest.mark.parametrize("class_map", [{0: 5}, {-1: 0}, {0: 1.5}, [0, 1, 2, 3, 4, 0]])
+@every_kind
+@pytest.mark.parametrize("seed", [None, 0.5, True, "0", jnp.array(0)], ids=repr)
+def test_refuses_a_seed_that_is_no_integer(kind, seed):
+    """NumPy would draw other noise at every run with None."""
+    with pytest.raises(TypeError, match="seed must be an integer"):
+        kind(balanced(10), 0.1, seed=seed)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        kind(balanced(10), 0.1, seed=-1)
+
+
+@every_kind
+def test_a_rate_may_be_any_scalar(kind):
+    expected = kind(balanced(100), 0.25, seed=0)
+    for rate in (np.float32(0.25), np.array(0.25), jnp.float32(0.25)):
+        np.testing.assert_array_equal(kind(balanced(100), rate, seed=0).labels, expected.labels)
+    with pytest.raises(ValueError, match=r"rate must be a scalar, got an array of shape \(10,\)"):
+        kind(balanced(10), np.full(10, 0.1), seed=0)
+
+
+@every_kind
+def test_refuses_to_be_traced(kind):
+    with pytest.raises(TypeError, match="must be concrete, but jit is tracing them"):
+        jax.jit(lambda rate: kind(balanced(10), rate, seed=0).labels)(0.1)
+
+
+@pytest.mark.parametrize("class_map", [np.eye(5), [1, 2], [0, 1, 2, 3, 4, 0], 3], ids=repr)
+def test_refuses_a_class_map_of_another_shape(class_map):
+    """A matrix of transition probabilities is another noise model."""
+    message = (
+        r"class_map must be a dictionary or a sequence with one class for each of the 5 .* got "
+    )
+    with pytest.raises(ValueError, match=message):
+        label_noise.asymmetric([0], 0.1, class_map, 5, seed=0)
+
+
+@pytest.mark.parametrize("class_map", [{0: 5}, {-1: 0}, {0: 1.5}, {0: True}, [0, 1, 2, 3, 1.5]])
 def test_refuses_a_class_map_outside_of_the_classes(class_map):
     with pytest.raises(ValueError, match=r"class_map must map classes in \[0, 5\), got"):
         label_noise.asymmetric([0], 0.1, class_map, 5, seed=0)
@@ -382,6 +420,8 @@ def test_refuses_inputs_that_do_not_fit():
         call(np.zeros((2, 4)), [0, 1, 2])
     with pytest.raises(ValueError, match=r"inputs must have shape .* got \(3,\)"):
         call(np.zeros(3), [0, 1, 2])
+    with pytest.raises(TypeError, match="inputs must be real numbers, got dtype complex128"):
+        call(np.zeros((3, 1), complex), [0, 1, 2])
     with pytest.raises(ValueError, match="inputs must be finite"):
         call(np.full((3, 1), np.nan), [0, 1, 2])
     with pytest.raises(ValueError, match=r"rate_deviation must lie in .* got -0\.1"):

@@ -97,7 +97,7 @@ def test_groups_refuse_a_size_that_does_not_divide():
         mlp_objective().groups(3)
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         mlp_objective().groups(0)
-    with pytest.raises(TypeError, match=r"size must be a Python integer, got 2\.0"):
+    with pytest.raises(TypeError, match=r"size must be an integer, got 2\.0"):
         mlp_objective().groups(2.0)
 
 

@@ -392,7 +392,7 @@ def test_16_looksam_does_not_double_the_gradient_between():
 
 def test_16_friendly_sam_averages_the_raw_gradient():
     """An average over the already subtracted gradient drifts away (pytorch_optimizer 3.9)."""
-    stage = optax_sam.subtract_average_gradient(sigma=1.0, decay=0.5)
+    stage = optax_sam.subtract_moving_average(sigma=1.0, decay=0.5)
     state = stage.init(jnp.zeros(1))
     for gradient in (4.0, 2.0, 6.0):
         _, state = stage.update(jnp.full(1, gradient), state)

@@ -298,7 +298,7 @@ class TestMovingAverages:
         return results, state
 
     def test_vasso_average_includes_the_current_gradient(self):
-        results, state = self.outputs(optax_sam.average_gradients(0.3))
+        results, state = self.outputs(optax_sam.moving_average(0.3))
         m = self.gradients[0]
         for t, result in enumerate(results):
             m = m if t == 0 else 0.7 * m + 0.3 * self.gradients[t]
@@ -307,11 +307,11 @@ class TestMovingAverages:
         assert int(state.count) == 5
 
     def test_vasso_with_theta_one_is_the_gradient(self):
-        results, _ = self.outputs(optax_sam.average_gradients(1.0))
+        results, _ = self.outputs(optax_sam.moving_average(1.0))
         np.testing.assert_array_equal(results, self.gradients)
 
     def test_friendly_sam_subtracts_the_average_before_this_gradient(self):
-        results, state = self.outputs(optax_sam.subtract_average_gradient(0.5, decay=0.6))
+        results, state = self.outputs(optax_sam.subtract_moving_average(0.5, decay=0.6))
         np.testing.assert_array_equal(results[0], self.gradients[0])  # the first step is SAM
         m = self.gradients[0]
         for t in range(1, 5):
@@ -321,19 +321,19 @@ class TestMovingAverages:
         np.testing.assert_allclose(state.average, m, rtol=1e-5)
 
     def test_friendly_sam_with_sigma_zero_is_the_gradient(self):
-        results, _ = self.outputs(optax_sam.subtract_average_gradient(0.0))
+        results, _ = self.outputs(optax_sam.subtract_moving_average(0.0))
         np.testing.assert_array_equal(results, self.gradients)
 
     def test_errors(self):
-        with pytest.raises(ValueError, match=r"theta must lie in \[0, 1\], got 2"):
-            optax_sam.average_gradients(2)
+        with pytest.raises(ValueError, match=r"theta must lie in \(0, 1\], got 2"):
+            optax_sam.moving_average(2)
         with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\], got -1"):
-            optax_sam.subtract_average_gradient(decay=-1)
+            optax_sam.subtract_moving_average(decay=-1)
 
     def test_theta_zero_is_refused_as_documented(self):
         """0 < theta: with 0 the average would never leave the first gradient."""
         with pytest.raises(ValueError, match="theta must lie in"):
-            optax_sam.average_gradients(0.0)
+            optax_sam.moving_average(0.0)
 
 
 class TestNoiseCompensationDraws:

@@ -138,11 +138,11 @@ def test_option_is_the_obvious_one(make, reference):
         ),
         (lambda: optax_sam.ncsam(RHO, warmup_steps=STEPS), lambda: optax.identity()),
         (
-            lambda: optax_sam.sam(RHO, combination=optax_sam.restrict_to_groups("ABC")),
+            lambda: optax_sam.sam(RHO, combination=optax_sam.restrict_to_coordinates("ABC")),
             lambda: optax_sam.sam(RHO),
         ),
         (
-            lambda: optax_sam.sam(RHO, combination=optax_sam.restrict_to_groups("")),
+            lambda: optax_sam.sam(RHO, combination=optax_sam.restrict_to_coordinates("")),
             lambda: optax.identity(),
         ),
     ],

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 import optax_sam
-from optax_sam.diagnostics import gradient_group_shares
+from optax_sam.diagnostics import coordinate_shares
 
 from .config import Config
 from .data import augment, draw, normalize
@@ -222,6 +222,6 @@ def make_group_probe(model: nn.Module, devices: Devices, data: Source, rho: floa
         clean = jax.grad(loss_fn)(state.params)
         perturbation, _ = climb.update(clean, climb.init(state.params))
         _, perturbed = optax_sam.perturb_then_evaluate(loss_fn, state.params, perturbation)
-        return gradient_group_shares(clean, perturbed)._asdict()
+        return coordinate_shares(clean, perturbed)._asdict()
 
     return jax.jit(probe)

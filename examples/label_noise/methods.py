@@ -91,13 +91,17 @@ METHODS = {
         "SAM on B",
         0.2,
         "#6fb1d6",
-        lambda p, **o: optax_sam.sam(p.rho, **o, combination=optax_sam.restrict_to_groups("B")),
+        lambda p, **o: optax_sam.sam(
+            p.rho, **o, combination=optax_sam.restrict_to_coordinates("B")
+        ),
     ),
     "sgd_on_b": Method(
         "SGD on B",
         0.2,
         "#b8b8b8",
-        lambda p, **o: optax_sam.sam(p.rho, **o, combination=optax_sam.restrict_to_groups("AC")),
+        lambda p, **o: optax_sam.sam(
+            p.rho, **o, combination=optax_sam.restrict_to_coordinates("AC")
+        ),
     ),
 }
 

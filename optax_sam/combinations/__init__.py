@@ -5,8 +5,9 @@ A combination is an ``optax.GradientTransformationExtraArgs`` that takes g' and 
 them the same g.
 """
 
+from optax_sam.combinations.coordinates import restrict_to_coordinates
 from optax_sam.combinations.decomposition import (
-    ReuseState,
+    ReuseOrthogonalState,
     reuse_orthogonal,
     subtract_orthogonal,
 )
@@ -16,15 +17,14 @@ from optax_sam.combinations.down_weighting import (
     linear_warmup_alpha,
 )
 from optax_sam.combinations.extrapolation import extrapolate
-from optax_sam.combinations.groups import restrict_to_groups
 
 __all__ = [
     "DownWeightingState",
-    "ReuseState",
+    "ReuseOrthogonalState",
     "down_weight",
     "extrapolate",
     "linear_warmup_alpha",
-    "restrict_to_groups",
+    "restrict_to_coordinates",
     "reuse_orthogonal",
     "subtract_orthogonal",
 ]

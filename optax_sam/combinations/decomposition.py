@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _tree
-from optax_sam._hyperparameters import Hyperparameter
+from optax_sam._hyperparameters import Hyperparameter, check_number
 from optax_sam.combinations.down_weighting import require_clean_gradients
 
 
@@ -64,7 +64,7 @@ def subtract_orthogonal(alpha: optax.ScalarOrSchedule) -> optax.GradientTransfor
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-class ReuseState(NamedTuple):
+class ReuseOrthogonalState(NamedTuple):
     """State of :func:`reuse_orthogonal`.
 
     Attributes:
@@ -87,14 +87,14 @@ def reuse_orthogonal(
 
     Args:
       alpha: α ≥ 0, the length of the reused part relative to the gradient; a number or a schedule.
-      norm_epsilon: added to ‖v‖; ``1e-8`` in pytorch_optimizer.
+      norm_epsilon: at least 0, added to ‖v‖; ``1e-8`` in pytorch_optimizer.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` for the argument ``reuse`` of
       :func:`optax_sam.sharpness_aware`. Its ``update`` needs ``clean_grads`` and ``is_ascent_step``.
 
     Raises:
-      ValueError: if ``alpha`` is a negative number.
+      ValueError: if ``alpha`` or ``norm_epsilon`` is a negative number.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -110,9 +110,10 @@ def reuse_orthogonal(
       2203.02714, algorithm 1. Norms are global as in the paper, per tensor in pytorch_optimizer.
     """
     amount = Hyperparameter("alpha", alpha, minimum=0)
+    check_number("norm_epsilon", norm_epsilon, minimum=0)
 
     def init(params):
-        return ReuseState(orthogonal=_tree.zeros_like(params), alpha=amount.init())
+        return ReuseOrthogonalState(orthogonal=_tree.zeros_like(params), alpha=amount.init())
 
     def update(updates, state, params=None, *, clean_grads=None, is_ascent_step=None, **extra_args):
         del params, extra_args
@@ -120,13 +121,13 @@ def reuse_orthogonal(
         alpha, alpha_state = amount.read(state.alpha, _tree.accumulation_dtype(updates))
         if is_ascent_step:
             orthogonal = _zero_if_rounding(orthogonal_part(updates, clean_grads), updates)
-            return updates, ReuseState(orthogonal, alpha_state)
+            return updates, ReuseOrthogonalState(orthogonal, alpha_state)
         length = _tree.norm(state.orthogonal)
         scale = alpha * _tree.divide_or_zero(
             _tree.norm(clean_grads), jnp.where(length == 0, 0, length + norm_epsilon)
         )
         direction = _tree.linear(jnp.ones_like(scale), clean_grads, scale, state.orthogonal)
-        return direction, ReuseState(state.orthogonal, alpha_state)
+        return direction, ReuseOrthogonalState(state.orthogonal, alpha_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

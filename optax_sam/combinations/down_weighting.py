@@ -9,7 +9,7 @@ import optax
 
 from optax_sam import _tree
 from optax_sam._hyperparameters import Hyperparameter, check_integer, check_number
-from optax_sam.combinations._gradient_groups import gradient_groups
+from optax_sam.combinations._coordinates import coordinate_sets
 
 
 class DownWeightingState(NamedTuple):
@@ -17,7 +17,7 @@ class DownWeightingState(NamedTuple):
 
     Attributes:
       alpha: empty, or the step count of a schedule.
-      down_weighted_fraction: scalar in [0, 1], the share of coordinates in group B at the last step.
+      down_weighted_fraction: scalar in [0, 1], the share of coordinates in set B at the last step.
     """
 
     alpha: optax.OptState
@@ -35,11 +35,11 @@ def down_weight(
 
     Args:
       alpha: the paper's strength, 0 ≤ α ≤ 1; a number or a schedule of the step. α = 0 is SAM
-        exactly, α = 1 drops group B. **The authors' code multiplies group B by its alpha, that is
+        exactly, α = 1 drops set B. **The authors' code multiplies set B by its alpha, that is
         by 1 − α here**; the two agree only at ½.
       ratio_epsilon: None decides 0 < r < 1 without a division: same sign and ``|g'| < |g|``. ``1e-8``
         reproduces the authors' code, :math:`r = g'/(g + 10^{-8})`: the signed offset moves
-        coordinates of its own size between the groups, and makes ρ = 0 differ from SGD.
+        coordinates of its own size between the sets, and makes ρ = 0 differ from SGD.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` on g'. Its ``update`` needs the extra argument
@@ -64,7 +64,7 @@ def down_weight(
         alpha,
         minimum=0,
         maximum=1,
-        remedy="It is the paper's strength: 0 is SAM, 1 drops group B.",
+        remedy="It is the paper's strength: 0 is SAM, 1 drops set B.",
     )
     if ratio_epsilon is not None:
         check_number("ratio_epsilon", ratio_epsilon, minimum=0)
@@ -80,17 +80,17 @@ def down_weight(
         require_clean_gradients(clean_grads, "down_weight")
         dtype = _tree.accumulation_dtype(updates)
         alpha, alpha_state = strength.read(state.alpha, dtype)
-        groups = jax.tree.map(
-            lambda perturbed, clean: gradient_groups(clean, perturbed, ratio_epsilon).b,
+        sets = jax.tree.map(
+            lambda perturbed, clean: coordinate_sets(clean, perturbed, ratio_epsilon).b,
             updates,
             clean_grads,
         )
         direction = _tree.map_floating(
             lambda perturbed, b: jnp.where(b, (1 - alpha).astype(perturbed.dtype), 1) * perturbed,
             updates,
-            groups,
+            sets,
         )
-        counts = [jnp.sum(b, dtype=dtype) for b in jax.tree.leaves(groups)]
+        counts = [jnp.sum(b, dtype=dtype) for b in jax.tree.leaves(sets)]
         fraction = sum(counts, jnp.zeros([], dtype)) / max(_tree.size(updates), 1)
         return direction, DownWeightingState(alpha_state, fraction)
 
@@ -124,8 +124,8 @@ def linear_warmup_alpha(alpha: float, warmup_epochs: int, steps_per_epoch: int) 
       multiplier 1 − α.
     """
     check_number("alpha", alpha, minimum=0, maximum=1)
-    check_integer("warmup_epochs", warmup_epochs, minimum=1)
-    check_integer("steps_per_epoch", steps_per_epoch, minimum=1)
+    warmup_epochs = check_integer("warmup_epochs", warmup_epochs, minimum=1)
+    steps_per_epoch = check_integer("steps_per_epoch", steps_per_epoch, minimum=1)
 
     def schedule(step: chex.Numeric) -> chex.Numeric:
         epoch = jnp.asarray(step) // steps_per_epoch + 1

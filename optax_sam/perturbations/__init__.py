@@ -7,8 +7,8 @@ perturbation ε, so ``optax.chain``, ``optax.partition`` and schedules all work 
 from optax_sam.perturbations.adaptive import adaptive
 from optax_sam.perturbations.moving_averages import (
     MovingAverageState,
-    average_gradients,
-    subtract_average_gradient,
+    moving_average,
+    subtract_moving_average,
 )
 from optax_sam.perturbations.noise_compensation import (
     NoiseCompensationState,
@@ -23,9 +23,9 @@ __all__ = [
     "NoiseCompensationState",
     "adaptive",
     "add_noise_compensation",
-    "average_gradients",
+    "moving_average",
     "noise_compensation_schedule",
     "normalized",
     "project_to_ball",
-    "subtract_average_gradient",
+    "subtract_moving_average",
 ]

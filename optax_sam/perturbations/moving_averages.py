@@ -23,7 +23,7 @@ class MovingAverageState(NamedTuple):
     average: chex.ArrayTree
 
 
-def average_gradients(theta: float) -> optax.GradientTransformation:
+def moving_average(theta: float) -> optax.GradientTransformation:
     r"""VaSSO's ascent direction: an exponential moving average that includes the current gradient.
 
     .. math:: m_0 = g_0, \qquad m_t = (1 - \theta) m_{t-1} + \theta g_t
@@ -35,11 +35,11 @@ def average_gradients(theta: float) -> optax.GradientTransformation:
       An ``optax.GradientTransformation`` from gradients to averages; chain :func:`normalized` behind.
 
     Raises:
-      ValueError: if ``theta`` is a number outside (0, 1].
+      ValueError: if ``theta`` is outside (0, 1].
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
-      >>> stage = optax_sam.average_gradients(theta=0.5)
+      >>> stage = optax_sam.moving_average(theta=0.5)
       >>> m, state = stage.update(jnp.ones(1), stage.init(jnp.ones(1)))
       >>> stage.update(jnp.zeros(1), state)[0].tolist()
       [0.5]
@@ -48,9 +48,14 @@ def average_gradients(theta: float) -> optax.GradientTransformation:
       Li and Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression, NeurIPS
       2023, arXiv 2309.15639, algorithm 1.
     """
-    check_number("theta", theta, minimum=0, maximum=1)
-    if isinstance(theta, int | float) and theta == 0:
-        raise ValueError("theta must lie in (0, 1], got 0: the average would never change.")
+    check_number(
+        "theta",
+        theta,
+        minimum=0,
+        exclusive_minimum=True,
+        maximum=1,
+        remedy="At 0 the average would never change.",
+    )
 
     def update(updates, state, params=None):
         del params
@@ -60,9 +65,7 @@ def average_gradients(theta: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(_init, update)
 
 
-def subtract_average_gradient(
-    sigma: float = 1.0, decay: float = 0.9
-) -> optax.GradientTransformation:
+def subtract_moving_average(sigma: float = 1.0, decay: float = 0.9) -> optax.GradientTransformation:
     r"""Friendly-SAM's ascent direction: the batch's own part of the gradient.
 
     .. math:: h_t = g_t - \sigma m_{t-1}, \qquad m_t = \lambda m_{t-1} + (1 - \lambda) g_t
@@ -77,11 +80,11 @@ def subtract_average_gradient(
       An ``optax.GradientTransformation`` from gradients to h; chain :func:`normalized` behind.
 
     Raises:
-      ValueError: if ``decay`` is a number outside [0, 1].
+      ValueError: if ``decay`` is outside [0, 1] or ``sigma`` not finite.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
-      >>> stage = optax_sam.subtract_average_gradient()
+      >>> stage = optax_sam.subtract_moving_average()
       >>> h, state = stage.update(jnp.ones(1), stage.init(jnp.ones(1)))
       >>> stage.update(jnp.full(1, 3.0), state)[0].tolist()
       [2.0]

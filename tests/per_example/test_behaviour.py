@@ -15,7 +15,7 @@ from flax import nnx
 
 from optax_sam import Objective
 from optax_sam.per_example import explain, per_example_gradient, walk
-from optax_sam.per_example.independence import check_independence
+from optax_sam.independence import check_independence
 from tests.per_example.networks import NETWORKS, example_inputs, problem
 from tests.per_example.test_equality import as_tuple, assert_close, compile_quickly, fast, naive
 from tests.references import per_example as reference

@@ -7,16 +7,19 @@ tracers, and the answer does not depend on their values.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import chex
 import jax
 
+from optax_sam import _batch_axis as batch_axis
 from optax_sam import _jaxprs
-from optax_sam.objectives import Objective
-from optax_sam.per_example import batch_axis
-from optax_sam.per_example.batch_axis import BatchAxis
+from optax_sam._batch_axis import BatchAxis
+
+if TYPE_CHECKING:
+    from optax_sam.objectives import Objective
 
 _CALLS = _jaxprs.CALLS | _jaxprs.REMATERIALIZATION | _jaxprs.CUSTOM_DERIVATIVES
 
@@ -31,7 +34,16 @@ class _Unknown:
 Place = BatchAxis | _Unknown | None
 
 
-def check_independence(objective: Objective, params: chex.ArrayTree) -> str:
+_PER_EXAMPLE = (
+    "A perturbation per example needs a loss per example, so replace BatchNorm in batch mode by "
+    "GroupNorm or LayerNorm (or run it with its stored statistics), or use groups of several "
+    "examples."
+)
+
+
+def check_independence(
+    objective: "Objective", params: chex.ArrayTree, remedy: str = _PER_EXAMPLE
+) -> str:
     """Refuses a network whose loss for one example depends on the others.
 
     What cannot be followed is let through: an operation without a rule (a custom kernel, a scatter),
@@ -41,6 +53,7 @@ def check_independence(objective: Objective, params: chex.ArrayTree) -> str:
     Args:
       objective: the objective, with its full batch.
       params: the parameters; only their types matter.
+      remedy: what the error advises, beside mapping over the examples.
 
     Returns:
       ``"proved"``, or why it could not be proved.
@@ -51,17 +64,43 @@ def check_independence(objective: Objective, params: chex.ArrayTree) -> str:
     if objective.batch_size < 2:
         return "proved"  # there is nothing to mix
 
-    def losses(params, examples):
+    def losses(params: chex.ArrayTree, examples: Any) -> jax.Array:
         inputs, labels = examples
         batch = objective.replace(inputs=inputs, labels=labels)
-        return batch.losses_from_logits(batch.logits(params))
+        return batch.losses_from_logits(batch.logits_and_aux(params)[0])
 
     examples = (objective.inputs, objective.labels)
     jaxpr = _jaxprs.without_dead_code(jax.make_jaxpr(losses)(params, examples))
     places: list[Place] = [None] * len(jax.tree.leaves(params))
     places += [BatchAxis(0)] * len(jax.tree.leaves(examples))
-    (place,) = _follow(jaxpr, places)
+    try:
+        (place,) = _follow(jaxpr, places)
+    except _MixedError as error:
+        raise ValueError(f"{error} {remedy} {_MAP_OVER_EXAMPLES}") from None
     return place.reason if isinstance(place, _Unknown) else "proved"
+
+
+def warn_if_unproved(argument: str, answer: str) -> None:
+    """Warns where :func:`check_independence` could not prove that the examples stay apart."""
+    if answer != "proved":
+        warnings.warn(
+            f"{argument} needs examples that do not influence each other, which could not be "
+            "proved: "
+            f"{answer}. If they are mixed (mixup inside the network, x[0], a loop over examples), "
+            "the "
+            f"result is wrong. {_MAP_OVER_EXAMPLES}",
+            stacklevel=2,
+        )
+
+
+class _MixedError(Exception):
+    """Says which operation mixes the examples, and where."""
+
+
+_MAP_OVER_EXAMPLES = (
+    "If the examples are independent all the same, say so by mapping over them: apply_fn=lambda "
+    "params, inputs: jax.vmap(lambda x: apply(params, x[None])[0])(inputs)."
+)
 
 
 def _follow(jaxpr: Any, places: Sequence[Place]) -> list[Place]:
@@ -93,18 +132,10 @@ def _outputs(equation, places: Sequence[Any]) -> list[Any]:
     except batch_axis.UnknownError as error:
         return [_Unknown(f"`{name}` at {_jaxprs.source_line(equation)}: {error}")] * count
     except batch_axis.ExamplesAreMixedError as error:
-        raise ValueError(_refusal(equation, str(error))) from None
-
-
-def _refusal(equation, what: str) -> str:
-    return (
-        f"the examples of the batch are not independent: `{equation.primitive.name}` at "
-        f"{_jaxprs.source_line(equation)} {what}. A perturbation per example needs a loss per "
-        "example, so replace BatchNorm in batch mode by GroupNorm or LayerNorm (or run it with its "
-        "stored statistics), or use groups of several examples. If the examples are independent all "
-        "the same, say so by mapping over them: apply_fn=lambda params, inputs: "
-        "jax.vmap(lambda x: apply(params, x[None])[0])(inputs)."
-    )
+        raise _MixedError(
+            f"the examples of the batch are not independent: `{name}` at "
+            f"{_jaxprs.source_line(equation)} {error}."
+        ) from None
 
 
 def _follow_branches(equation, places):

@@ -1,7 +1,7 @@
-"""The gradient groups of the SANER paper, slow and obvious: one coordinate at a time, in Python."""
+"""The sets of coordinates of the SANER paper, slow and obvious: one coordinate at a time, in Python."""
 
 
-def group_of(clean, perturbed):
+def set_of(clean, perturbed):
     """``"A"`` for r >= 1, ``"B"`` for 0 < r < 1, ``"C"`` otherwise, with r = perturbed / clean."""
     clean, perturbed = float(clean), float(perturbed)
     if 0 < perturbed < clean or clean < perturbed < 0:
@@ -12,8 +12,8 @@ def group_of(clean, perturbed):
 
 
 def down_weighted(clean, perturbed, alpha):
-    """``(1 - alpha) perturbed`` in group B, ``perturbed`` elsewhere."""
+    """``(1 - alpha) perturbed`` in set B, ``perturbed`` elsewhere."""
     return [
-        (1 - alpha) * float(p) if group_of(c, p) == "B" else float(p)
+        (1 - alpha) * float(p) if set_of(c, p) == "B" else float(p)
         for c, p in zip(clean, perturbed, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The three groups of coordinates of the SANER paper."""
+"""The three sets of coordinates of the SANER paper."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 
-class GradientGroups(NamedTuple):
-    """Boolean masks of one leaf; every coordinate is in exactly one group.
+class CoordinateSets(NamedTuple):
+    """Boolean masks of one leaf; every coordinate is in exactly one set.
 
     Attributes:
       a: r ≥ 1, the perturbed gradient is magnified.
@@ -20,10 +20,10 @@ class GradientGroups(NamedTuple):
     c: jax.Array
 
 
-def gradient_groups(
+def coordinate_sets(
     clean: jax.Array, perturbed: jax.Array, ratio_epsilon: float | None = None
-) -> GradientGroups:
-    """Groups the coordinates of one leaf by r = g'/g.
+) -> CoordinateSets:
+    """Sorts the coordinates of one leaf into sets by r = g'/g.
 
     Without ``ratio_epsilon`` the conditions are decided without a division: the same sign, and
     |g'| < |g|. With it, r = g'/(g + ratio_epsilon) as in the authors' code: the signed offset
@@ -32,7 +32,7 @@ def gradient_groups(
     if ratio_epsilon is None:
         same_sign = jnp.sign(clean) * jnp.sign(perturbed) > 0
         smaller = jnp.abs(perturbed) < jnp.abs(clean)
-        return GradientGroups(same_sign & ~smaller, same_sign & smaller, ~same_sign)
+        return CoordinateSets(same_sign & ~smaller, same_sign & smaller, ~same_sign)
     ratio = perturbed / (clean + jnp.asarray(ratio_epsilon).astype(clean.dtype))
     down = (ratio > 0) & (ratio < 1)
-    return GradientGroups(ratio >= 1, down, ~(ratio >= 1) & ~down)
+    return CoordinateSets(ratio >= 1, down, ~(ratio >= 1) & ~down)

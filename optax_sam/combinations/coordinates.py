@@ -1,25 +1,25 @@
-"""The SANER paper's ablations: SAM on some groups of coordinates, SGD on the others."""
+"""The SANER paper's ablations: SAM on some sets of coordinates, SGD on the others."""
 
 import jax.numpy as jnp
 import optax
 
 from optax_sam import _tree
 from optax_sam._hyperparameters import check_number
-from optax_sam.combinations._gradient_groups import gradient_groups
+from optax_sam.combinations._coordinates import coordinate_sets
 from optax_sam.combinations.down_weighting import require_clean_gradients
 
 
-def restrict_to_groups(
-    groups: str, ratio_epsilon: float | None = None
+def restrict_to_coordinates(
+    sets: str, ratio_epsilon: float | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Takes the perturbed gradient g' in the named groups only, and the clean g elsewhere.
+    r"""Takes the perturbed gradient g' in the named sets only, and the clean g elsewhere.
 
-    With :math:`r = g'/g` a coordinate is in group A if r ≥ 1, in B if 0 < r < 1, in C if r ≤ 0.
+    With :math:`r = g'/g` a coordinate is in set A if r ≥ 1, in B if 0 < r < 1, in C if r ≤ 0.
     ``"B"`` is the paper's "SAM only on B", ``"AC"`` its "SGD on B".
 
     Args:
-      groups: the groups that keep SAM's gradient: any of the letters A, B and C.
-      ratio_epsilon: None decides the groups without a division; ``1e-8`` as in the authors' code.
+      sets: the sets that keep SAM's gradient: any of the letters A, B and C.
+      ratio_epsilon: None decides the sets without a division; ``1e-8`` as in the authors' code.
         See :func:`optax_sam.down_weight`.
 
     Returns:
@@ -27,25 +27,23 @@ def restrict_to_groups(
       ``clean_grads`` (g); others are accepted and ignored.
 
     Raises:
-      ValueError: if ``groups`` has other letters.
+      ValueError: if ``sets`` has other letters.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
-      >>> stage = optax_sam.restrict_to_groups("B")
+      >>> stage = optax_sam.restrict_to_coordinates("B")
       >>> g, perturbed = jnp.array([1.0, 1.0, 1.0]), jnp.array([2.0, 0.5, -1.0])
       >>> stage.update(perturbed, stage.init(g), clean_grads=g)[0].tolist()
       [1.0, 0.5, 1.0]
 
     References:
-      Luong et al., arXiv 2411.17132, section 4 (which group gives SAM its robustness).
+      Luong et al., arXiv 2411.17132, section 4 (which set gives SAM its robustness).
     """
-    if not isinstance(groups, str) or not set(groups.upper()) <= set("ABC"):
-        raise ValueError(
-            f"groups must be letters out of 'ABC', such as 'B' or 'AC', got {groups!r}."
-        )
+    if not isinstance(sets, str) or not set(sets.upper()) <= set("ABC"):
+        raise ValueError(f"sets must be letters out of 'ABC', such as 'B' or 'AC', got {sets!r}.")
     if ratio_epsilon is not None:
         check_number("ratio_epsilon", ratio_epsilon, minimum=0)
-    letters = set(groups.lower())
+    letters = set(sets.lower())
 
     def init(params):
         del params
@@ -53,10 +51,10 @@ def restrict_to_groups(
 
     def update(updates, state, params=None, *, clean_grads=None, **extra_args):
         del params, extra_args
-        require_clean_gradients(clean_grads, "restrict_to_groups")
+        require_clean_gradients(clean_grads, "restrict_to_coordinates")
 
         def choose(perturbed, clean):
-            masks = gradient_groups(clean, perturbed, ratio_epsilon)._asdict()
+            masks = coordinate_sets(clean, perturbed, ratio_epsilon)._asdict()
             keep = jnp.zeros(perturbed.shape, bool)
             for letter in letters:
                 keep |= masks[letter]

@@ -1,4 +1,4 @@
-"""The shares of the SANER paper's three groups of coordinates."""
+"""The shares of the SANER paper's three sets of coordinates."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import _tree
-from optax_sam.combinations._gradient_groups import gradient_groups
+from optax_sam.combinations._coordinates import coordinate_sets
 
 
-class GroupShares(NamedTuple):
+class CoordinateShares(NamedTuple):
     """Shares of the coordinates; they add up to 1.
 
     Attributes:
@@ -24,11 +24,11 @@ class GroupShares(NamedTuple):
     c: jax.Array
 
 
-def gradient_group_shares(
+def coordinate_shares(
     clean_grads: chex.ArrayTree,
     perturbed_grads: chex.ArrayTree,
     ratio_epsilon: float | None = None,
-) -> GroupShares:
+) -> CoordinateShares:
     """Shares of coordinates by r = g'/g.
 
     Args:
@@ -37,15 +37,15 @@ def gradient_group_shares(
       ratio_epsilon: see :func:`optax_sam.down_weight`.
 
     Returns:
-      :class:`GroupShares`.
+      :class:`CoordinateShares`.
 
     Raises:
       ValueError: if the trees have no floating coordinate.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from optax_sam.diagnostics import gradient_group_shares
-      >>> shares = gradient_group_shares(jnp.ones(4), jnp.array([2.0, 0.5, 0.5, -1.0]))
+      >>> from optax_sam.diagnostics import coordinate_shares
+      >>> shares = coordinate_shares(jnp.ones(4), jnp.array([2.0, 0.5, 0.5, -1.0]))
       >>> float(shares.a), float(shares.b), float(shares.c)
       (0.25, 0.5, 0.25)
 
@@ -54,10 +54,10 @@ def gradient_group_shares(
     """
     size = _tree.size(clean_grads)
     if size == 0:
-        raise ValueError("the gradients have no floating coordinate to group.")
+        raise ValueError("the gradients have no floating coordinate.")
     pairs = zip(
         _tree.floating_leaves(clean_grads), _tree.floating_leaves(perturbed_grads), strict=True
     )
-    groups = [gradient_groups(clean, perturbed, ratio_epsilon) for clean, perturbed in pairs]
-    a, b, c = (sum(jnp.sum(mask) for mask in masks) for masks in zip(*groups, strict=True))
-    return GroupShares(jnp.asarray(a / size), jnp.asarray(b / size), jnp.asarray(c / size))
+    sets = [coordinate_sets(clean, perturbed, ratio_epsilon) for clean, perturbed in pairs]
+    a, b, c = (sum(jnp.sum(mask) for mask in masks) for masks in zip(*sets, strict=True))
+    return CoordinateShares(jnp.asarray(a / size), jnp.asarray(b / size), jnp.asarray(c / size))
