@@ -203,7 +203,11 @@ def _title(config: Config) -> str:
     noise = f"{100 * config.noise_rate:g} % {config.noise.replace('_', '-')} label noise"
     count = len(config.seeds)
     spread = f"mean ± standard deviation of {count} seeds" if count > 1 else "one seed"
-    return f"scikit-learn digits, {noise}, {config.model.upper()}, {spread}"
+    momentum = f", momentum={config.momentum:g}" if config.momentum else ""
+    optimizer = f"sgd({config.learning_rate:g}{momentum})"
+    radii = {config.rho_of(name) for name in config.methods} - {0.0}
+    rho = f", ρ = {radii.pop():g}" if len(radii) == 1 else ""
+    return f"digits, {noise}, {config.model.upper()}, {optimizer}{rho}; {spread}"
 
 
 def mean_and_std(shares: np.ndarray) -> str:
