@@ -16,7 +16,8 @@ def check_axis_name(axis_name: Any) -> None:
     """Refuses an axis name that is no name."""
     if not isinstance(axis_name, Hashable):
         raise TypeError(
-            f"axis_name must be the name of a mapped axis or a tuple of names, got {axis_name!r}. Write "
+            f"axis_name must be the name of a mapped axis or a tuple of names, got {axis_name!r}. "
+            "Write "
             "several names as a tuple: axis_name=('hosts', 'devices')."
         )
 
@@ -45,18 +46,22 @@ def require_axis_name(axis_name: AxisName) -> None:
     if axis_name is None and mapped:
         name = repr(mapped[0]) if len(mapped) == 1 else repr(mapped)
         raise ValueError(
-            f"this step runs under pmap or shard_map over the axis {name}, but the sharpness-aware method "
-            f"does not average its gradients over it: the devices would drift apart. Pass axis_name={name} "
-            "to the method (and to optax_sam.sometimes), or axis_name=() if each device is to go its own "
+            f"this step runs under pmap or shard_map over the axis {name}, but the sharpness-aware "
+            "method "
+            "does not average its gradients over it: the devices would drift apart. Pass "
+            f"axis_name={name} "
+            "to the method (and to optax_sam.sometimes), or axis_name=() if each device is to go "
+            "its own "
             "way."
         )
-    for name in names_of(axis_name):
+    for named in names_of(axis_name):
         try:
-            jax.lax.axis_index(name)
+            jax.lax.axis_index(named)
         except NameError:
             known = f"; mapped here are {mapped}" if mapped else ""
             raise ValueError(
-                f"axis_name={name!r} names no mapped axis{known}. It is the axis_name of pmap, shard_map or "
+                f"axis_name={named!r} names no mapped axis{known}. It is the axis_name of pmap, "
+                "shard_map or "
                 "vmap around the training step; under jit with sharded arrays leave it out."
             ) from None
 
@@ -79,7 +84,8 @@ def to_varying(tree: Any, axis_name: AxisName) -> Any:
     def one(leaf: Any) -> jax.Array:
         leaf = jnp.asarray(leaf)
         unmarked = set(names_of(axis_name)) & set(mapped) - _varying_axes(leaf)
-        return jax.lax.pcast(leaf, tuple(unmarked), to="varying") if unmarked else leaf
+        marked: jax.Array = jax.lax.pcast(leaf, tuple(unmarked), to="varying") if unmarked else leaf
+        return marked
 
     return jax.tree.map(one, tree)
 
@@ -110,7 +116,10 @@ def mean(tree: Any, axis_name: AxisName, share: jax.Array | None = None) -> Any:
             return leaf
         if share is not None:
             leaf = (leaf.astype(share.dtype) * share).astype(leaf.dtype)
-        return jax.lax.pmean(to_varying(leaf, axis_name), names_of(axis_name))
+        average: jax.Array = jax.lax.pmean(  # type: ignore[no-untyped-call]
+            to_varying(leaf, axis_name), names_of(axis_name)
+        )
+        return average
 
     return jax.tree.map(one, tree)
 
@@ -130,6 +139,7 @@ def check_averaged(loss: jax.Array, params: chex.ArrayTree, axis_name: AxisName)
         raise ValueError(
             f"the loss at the perturbed point differs along the mapped axis {names}, and "
             "differentiating it with respect to replicated parameters would sum the gradients over "
-            f"the devices. Pass axis_name={names} to the sharpness-aware transformation, or average "
+            f"the devices. Pass axis_name={names} to the sharpness-aware transformation, or "
+            "average "
             "the loss over the axis inside loss_fn."
         )

@@ -17,7 +17,7 @@ from optax_sam._hyperparameters import check_integer
 def cut(tree: chex.ArrayTree, count: int) -> chex.ArrayTree:
     """Leaves cut into parts of consecutive rows, (n, ...) -> (count, n / count, ...)."""
 
-    def one(leaf):
+    def one(leaf: jax.Array) -> jax.Array:
         leaf = leaf if count % _devices(leaf) == 0 else gathered(leaf)
         shape = jnp.shape(leaf)
         return jnp.reshape(leaf, (count, shape[0] // count, *shape[1:]))
@@ -38,12 +38,15 @@ def interleaved(tree: chex.ArrayTree, count: int) -> chex.ArrayTree:
 def gathered(tree: chex.ArrayTree) -> chex.ArrayTree:
     """Leaves with all rows on every device, where their types say that they are spread."""
 
-    def one(leaf):
+    def one(leaf: jax.Array) -> jax.Array:
         if _devices(leaf) == 1:
             return leaf
         sharding = jax.typeof(leaf).sharding
-        spec = PartitionSpec(None, *sharding.spec[1:])
-        return jax.sharding.reshard(leaf, NamedSharding(sharding.mesh, spec))
+        spec = PartitionSpec(None, *sharding.spec[1:])  # type: ignore[no-untyped-call]
+        whole: jax.Array = jax.sharding.reshard(  # type: ignore[no-untyped-call]
+            leaf, NamedSharding(sharding.mesh, spec)
+        )
+        return whole
 
     return jax.tree.map(one, tree)
 
@@ -63,9 +66,10 @@ def count_parts(batch_size: int, size: int, name: str) -> int:
     check_integer(name, size, minimum=1)
     count, remainder = divmod(batch_size, size)
     if remainder:
+        drop = f", or drop the last {remainder} examples" if count else ""
         raise ValueError(
             f"{name}={size} must divide the batch of {batch_size} examples; choose a divisor such as "
-            f"{largest_divisor(batch_size, size)}, or drop the last {remainder} examples."
+            f"{largest_divisor(batch_size, size)}{drop}."
         )
     return count
 

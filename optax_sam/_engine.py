@@ -142,7 +142,8 @@ class Engine:
         mask = resolve_mask("mask", self.mask, params)
         if self.mask is not None and not any(jax.tree.leaves(mask)):
             raise ValueError(
-                "mask excludes every parameter, so nothing would be perturbed. Set it to True where a "
+                "mask excludes every parameter, so nothing would be perturbed. Set it to True "
+                "where a "
                 "leaf is to be perturbed; without perturbation use the optimizer alone."
             )
         return mask
@@ -154,8 +155,10 @@ class Engine:
         objective = require_objective(step.loss_fn, "group_size")
         if step.clean_grads is not step.gradients:
             raise ValueError(
-                "with group_size each group climbs along its own gradient, so it cannot be combined with "
-                "a wrapper that chooses the direction, such as optax_sam.along_previous (Momentum-SAM)."
+                "with group_size each group climbs along its own gradient, so it cannot be "
+                "combined with "
+                "a wrapper that chooses the direction, such as optax_sam.along_previous "
+                "(Momentum-SAM)."
             )
         if self.group_size == objective.batch_size:
             return self._climb_and_evaluate(self._with_own_gradients(step))
@@ -164,7 +167,8 @@ class Engine:
             return self._ascend_fast(step)
         if reason != _FASTER_BY_ITSELF:
             warnings.warn(
-                f"group_size={self.group_size} differentiates every group by itself, which is exact but may "
+                f"group_size={self.group_size} differentiates every group by itself, which is "
+                "exact but may "
                 f"take 3 to 25 times as long as one perturbation for the batch: {reason}. "
                 "optax_sam.explain(tx, objective, params) tells more.",
                 stacklevel=2,
@@ -269,21 +273,24 @@ def _mean_of_state(state: Any, axis_name: _axes.AxisName, share: jax.Array | Non
 
 def _as_gradients(name: str, gradients: Any, params: Any) -> Any:
     """The gradients, checked to be like the parameters."""
-    expected = jax.tree.structure(params)
-    structure = jax.tree.structure(gradients)
+    expected: Any = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(gradients)
     if structure != expected:
         hint = ""
         if isinstance(gradients, tuple) and len(gradients) == 2:
             hint = " Did you pass (value, gradients)? Unpack jax.value_and_grad's result first."
         raise ValueError(
-            f"{name} must be gradients with the tree structure of params, {expected}, got {structure}.{hint}"
+            f"{name} must be gradients with the tree structure of params, {expected}, got "
+            f"{structure}.{hint}"
         )
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(gradients)]
     wanted = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     if shapes != wanted:
         raise ValueError(
-            f"{name} must have the shapes of params, {wanted}, got {shapes}. Per-example gradients (as "
-            "differentially private training takes them) must be averaged first: a method needs one "
+            f"{name} must have the shapes of params, {wanted}, got {shapes}. Per-example gradients "
+            "(as "
+            "differentially private training takes them) must be averaged first: a method needs "
+            "one "
             "gradient of the whole batch."
         )
     return _tree.as_gradients(gradients, params)
@@ -298,8 +305,10 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
     leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
         raise TypeError(
-            "a sharpness-aware method evaluates the loss, which needs all parameters, but optax.masked "
-            "or optax.partition around it hides some. To perturb some leaves only, pass mask= to the "
+            "a sharpness-aware method evaluates the loss, which needs all parameters, but "
+            "optax.masked "
+            "or optax.partition around it hides some. To perturb some leaves only, pass mask= to "
+            "the "
             "method; to train some only, mask the optimizer behind it in the chain."
         )
     for name in extra_args:
@@ -309,21 +318,25 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
     if loss_fn is None:
         raise TypeError(
             "a sharpness-aware method evaluates the loss again: call tx.update(grads, opt_state, "
-            "params, loss_fn=loss_fn). If you did, something in between drops extra arguments: with "
+            "params, loss_fn=loss_fn). If you did, something in between drops extra arguments: "
+            "with "
             "Flax's TrainState use optax_sam.linen.TrainState and "
             "state.apply_gradients(grads=grads, loss_fn=loss_fn); with nnx pass loss_fn= to "
-            "nnx.Optimizer.update; optax.MultiSteps(...).gradient_transformation(), optax.flatten and "
+            "nnx.Optimizer.update; optax.MultiSteps(...).gradient_transformation(), optax.flatten "
+            "and "
             "optax.lookahead drop them too: put the method in front of them in optax.chain."
         )
     if not callable(loss_fn):
         raise TypeError(
-            f"loss_fn must be a function of the parameters, got {loss_fn!r}. Pass the function itself, not "
+            f"loss_fn must be a function of the parameters, got {loss_fn!r}. Pass the function "
+            "itself, not "
             "the value of the loss."
         )
     if not isinstance(state, SharpnessAwareState):
         raise TypeError(
             "the optimizer state does not belong to this sharpness-aware method: it is "
-            f"{type(state).__name__}. Make it with tx.init(params) of the same tx; a state saved with "
+            f"{type(state).__name__}. Make it with tx.init(params) of the same tx; a state saved "
+            "with "
             "another optimizer cannot be continued."
         )
 
@@ -333,7 +346,8 @@ def _refuse_complex(params: Any) -> None:
         dtype = jnp.result_type(leaf)
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
-                f"parameter {jax.tree_util.keystr(path)} is complex ({dtype}); the ascent direction "
+                f"parameter {jax.tree_util.keystr(path)} is complex ({dtype}); the ascent "
+                "direction "
                 "of a complex gradient depends on a convention. Store its real and imaginary parts "
                 "as two real parameters."
             )
@@ -374,8 +388,10 @@ def _warn_of_second_method(engine: Engine, loss_fn: Any, params: Any, updates: A
         and before.update() is not leaves[1][0]
     ):
         warnings.warn(
-            "two sharpness-aware methods got the same loss and parameters one after the other, as in "
-            "optax.chain(sam(...), saner(...)). The second replaces the first's direction by its own. Use one "
+            "two sharpness-aware methods got the same loss and parameters one after the other, as "
+            "in "
+            "optax.chain(sam(...), saner(...)). The second replaces the first's direction by its "
+            "own. Use one "
             "method; SANER on top of another is combination=optax_sam.down_weight(0.5).",
             stacklevel=4,
         )

@@ -12,20 +12,40 @@ import optax
 from optax_sam import _tree
 
 
+def call_loss(loss_fn: Callable[..., Any], params: chex.ArrayTree) -> Any:
+    """Calls the loss; says what is missing where it takes a module in place of its parameters."""
+    try:
+        return loss_fn(params)
+    except TypeError as error:
+        if "object is not callable" in str(error) and type(params).__name__ in str(error):
+            raise TypeError(
+                f"loss_fn was called with the parameters, a {type(params).__name__}, and tried to "
+                "call them "
+                "like a model. Turn your loss of a model into a loss of its parameters: "
+                "loss_fn=optax_sam.nnx.loss_function(model, loss_fn, *args) in Flax nnx, taken "
+                "before the "
+                "clean pass, or optax_sam.equinox.loss_function(model, loss_fn, *args) in Equinox."
+            ) from error
+        raise
+
+
 def split_loss_and_aux(output: Any, params: chex.ArrayTree) -> tuple[jax.Array, Any, bool]:
     """``(loss, aux, whether there is aux)`` of what a loss function returned."""
     loss, aux, has_aux = output, None, False
     if isinstance(output, tuple):
         if len(output) != 2:
             raise TypeError(
-                f"loss_fn must return a scalar loss or (loss, aux), got a tuple of {len(output)}. Put "
+                f"loss_fn must return a scalar loss or (loss, aux), got a tuple of {len(output)}. "
+                "Put "
                 "all auxiliary output into one dictionary: return loss, {...}."
             )
         (loss, aux), has_aux = output, True
         if isinstance(loss, tuple) or _is_like(aux, params):
             raise TypeError(
-                "loss_fn must return a scalar loss, got (value, gradients). Pass the loss itself, not "
-                "jax.value_and_grad(loss). If the second value is auxiliary output that looks like the "
+                "loss_fn must return a scalar loss, got (value, gradients). Pass the loss itself, "
+                "not "
+                "jax.value_and_grad(loss). If the second value is auxiliary output that looks like "
+                "the "
                 "parameters, put it into a dictionary: return loss, {'aux': aux}."
             )
     if not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
@@ -42,7 +62,8 @@ def split_loss_and_aux(output: Any, params: chex.ArrayTree) -> tuple[jax.Array, 
 
 def _is_like(aux: Any, params: chex.ArrayTree) -> bool:
     """Whether auxiliary output has the structure and shapes of the parameters, as gradients do."""
-    if not jax.tree.leaves(params) or jax.tree.structure(aux) != jax.tree.structure(params):
+    structure: Any = jax.tree.structure(params)
+    if not jax.tree.leaves(params) or jax.tree.structure(aux) != structure:
         return False
     return [jnp.shape(leaf) for leaf in jax.tree.leaves(aux)] == [
         jnp.shape(leaf) for leaf in jax.tree.leaves(params)
@@ -68,7 +89,8 @@ def check_labels(loss: Callable[..., Any], logits: Any, labels: Any) -> None:
         )
     if labels.shape != expected:
         raise ValueError(
-            f"the default loss needs one label per row of the logits, shape {expected}, got labels of "
+            f"the default loss needs one label per row of the logits, shape {expected}, got labels "
+            "of "
             f"shape {labels.shape}. {advice}".rstrip()
         )
 
@@ -80,24 +102,32 @@ def check_losses(
     shape = jnp.shape(losses)
     if shape[:1] != (batch_size,):
         raise ValueError(
-            f"loss must return one value per example, shape ({batch_size}, ...), got shape {shape}. "
+            f"loss must return one value per example, shape ({batch_size}, ...), got shape "
+            f"{shape}. "
             "Objective takes the mean itself: pass the loss without it."
         )
     if batch_size > 1 and batch_size in shape[1:] and _grows_twice(loss, logits, labels, shape):
         raise ValueError(
-            f"loss must return one value per example, got shape {shape}: it compares every example with "
-            f"every other one, because logits of shape {jax.tree.map(jnp.shape, logits)} and labels of "
-            f"shape {jax.tree.map(jnp.shape, labels)} are broadcast against each other. Give both the "
+            f"loss must return one value per example, got shape {shape}: it compares every example "
+            "with "
+            f"every other one, because logits of shape {jax.tree.map(jnp.shape, logits)} and "
+            "labels of "
+            f"shape {jax.tree.map(jnp.shape, labels)} are broadcast against each other. Give both "
+            "the "
             "same shape."
         )
 
 
-def _grows_twice(loss: Callable[..., Any], logits: Any, labels: Any, shape: tuple[int, ...]) -> bool:
+def _grows_twice(
+    loss: Callable[..., Any], logits: Any, labels: Any, shape: tuple[int, ...]
+) -> bool:
     """Whether another axis of the losses grows with the batch."""
 
     def longer(leaf: Any) -> jax.ShapeDtypeStruct:
         first, *rest = jnp.shape(leaf)
-        return jax.ShapeDtypeStruct((first + 1, *rest), jnp.result_type(leaf))
+        return jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
+            (first + 1, *rest), jnp.result_type(leaf)
+        )
 
     try:
         grown = jax.eval_shape(loss, *jax.tree.map(longer, (logits, labels)))

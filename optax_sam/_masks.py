@@ -20,7 +20,8 @@ def resolve_mask(name: str, mask: MaskOrFunction, params: chex.ArrayTree) -> Mas
         mask = mask(params)  # a module is callable too, but it is a pytree
     if isinstance(mask, bool | np.bool_ | jax.Array | np.ndarray):
         raise TypeError(
-            f"{name} must be a pytree of Python bools like the parameters, got {mask!r}. To take all "
+            f"{name} must be a pytree of Python bools like the parameters, got {mask!r}. To take "
+            "all "
             "leaves leave it out. If you passed a function under optax.inject_hyperparams, it was "
             f"taken for a schedule and called with the step: name it in static_args=({name!r},)."
         )
@@ -28,7 +29,8 @@ def resolve_mask(name: str, mask: MaskOrFunction, params: chex.ArrayTree) -> Mas
     def spread(flag: Any, subtree: Any) -> Any:
         if not isinstance(flag, bool | np.bool_):
             raise TypeError(
-                f"{name} must be a pytree of Python bools, got a leaf {flag!r}. Masks are part of the "
+                f"{name} must be a pytree of Python bools, got a leaf {flag!r}. Masks are part of "
+                "the "
                 "program, not of the data: build them outside of jit, and under "
                 f"optax.inject_hyperparams name them in static_args=({name!r},)."
             )

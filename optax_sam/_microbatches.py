@@ -35,7 +35,8 @@ def logits(objective: "Objective", params: chex.ArrayTree) -> chex.ArrayTree:
 def refuse_mixed_examples(objective: "Objective", params: chex.ArrayTree) -> None:
     """Refuses a network that mixes examples, which a microbatch would compute differently."""
     remedy = (
-        "With microbatch_size the statistics would be those of a microbatch: use GroupNorm or LayerNorm, "
+        "With microbatch_size the statistics would be those of a microbatch: use GroupNorm or "
+        "LayerNorm, "
         "run BatchNorm with its stored statistics, or leave microbatch_size out."
     )
     warn_if_unproved("microbatch_size", check_independence(objective, params, remedy))
@@ -66,8 +67,8 @@ def _loss_and_aux(params: chex.ArrayTree, objective: "Objective") -> tuple[jax.A
 def _loss_and_aux_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
     """The tangent of the loss is the inner product with the accumulated gradient.
 
-    It is linear in the tangents, so reverse mode transposes it, and the gradient costs the memory of one
-    microbatch in both modes. Differentiating the loop instead would keep what all microbatches need.
+    It is linear in the tangents, so reverse mode transposes it; the gradient costs the memory of one
+    microbatch in both modes. Differentiating the loop would keep what all microbatches need.
     """
     params, objective = primals
     directions = jax.tree.leaves(tangents[0], is_leaf=_is_zero)
@@ -179,9 +180,13 @@ class _AuxiliaryOutput:
         ):
             if leaf.shape == of_batch.shape and _tree.is_floating(leaf):
                 continue
-            if leaf.shape[:1] != (size,) or of_batch.shape != (objective.batch_size, *leaf.shape[1:]):
+            if leaf.shape[:1] != (size,) or of_batch.shape != (
+                objective.batch_size,
+                *leaf.shape[1:],
+            ):
                 raise ValueError(
-                    f"auxiliary output of shape {leaf.shape} and dtype {leaf.dtype} cannot be put together "
+                    f"auxiliary output of shape {leaf.shape} and dtype {leaf.dtype} cannot be put "
+                    "together "
                     "from microbatches: return one row per example, or a floating mean over them."
                 )
             self.joined[index] = True
@@ -199,5 +204,3 @@ class _AuxiliaryOutput:
             for leaf, is_joined in zip(self.leaves, self.joined, strict=True)
         ]
         return jax.tree.unflatten(self.treedef, leaves)
-
-

@@ -48,7 +48,8 @@ def as_stage(name: str, stage: Any) -> optax.GradientTransformationExtraArgs:
         state = accepting.init(params)
         if contains_method(state):
             raise TypeError(
-                f"{name} is a stage of a method, but it was given a whole method (optax_sam.sam, saner, "
+                f"{name} is a stage of a method, but it was given a whole method (optax_sam.sam, "
+                "saner, "
                 "...). Pass a stage, such as perturbation=optax_sam.normalized(rho) or "
                 "combination=optax_sam.down_weight(alpha) for SANER on top of another method."
             )
@@ -61,7 +62,8 @@ def as_method(method: Any) -> optax.GradientTransformationExtraArgs:
     """A method that accepts every extra argument."""
     if not isinstance(method, optax.GradientTransformation):
         raise TypeError(
-            f"method must be a sharpness-aware method such as optax_sam.sam(rho=0.05), got {method!r}."
+            "method must be a sharpness-aware method such as optax_sam.sam(rho=0.05), got "
+            f"{method!r}."
         )
     return optax.with_extra_args_support(method)
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from optax_sam import _jaxprs, _tree
 from optax_sam._hyperparameters import check_callable
-from optax_sam._loss_checks import split_loss_and_aux
+from optax_sam._loss_checks import call_loss, split_loss_and_aux
 from optax_sam.loss_scaling import loss_scaled
 from optax_sam.objectives import Objective, is_pytree, require_objective
 
@@ -242,7 +242,7 @@ def value_and_gradients(
     found = []
 
     def with_aux(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
-        loss, aux, has_aux = split_loss_and_aux(loss_fn(params), params)
+        loss, aux, has_aux = split_loss_and_aux(call_loss(loss_fn, params), params)
         found.append(has_aux)
         return loss, aux
 
@@ -260,8 +260,10 @@ def check_logits(objective: Objective, params: chex.ArrayTree, logits: chex.Arra
 
     if kinds(logits) != kinds(expected):
         raise ValueError(
-            f"logits must be those of the objective's {objective.batch_size} examples, (shape, dtype) "
-            f"{kinds(expected)}, got {kinds(logits)}. Pass the logits of the training step's own forward "
+            f"logits must be those of the objective's {objective.batch_size} examples, (shape, "
+            "dtype) "
+            f"{kinds(expected)}, got {kinds(logits)}. Pass the logits of the training step's own "
+            "forward "
             "pass as the network returns them, or none."
         )
 
@@ -273,8 +275,10 @@ def _warn_of_constant_logit_term(
     jaxpr = jax.make_jaxpr(objective.logit_gradient)(logits)
     if not _jaxprs.depends_on_inputs(jaxpr, len(jax.tree.leaves(logits))):
         warnings.warn(
-            "the derivative of the loss in the network's output does not depend on that output, as with a "
-            f"network that ends in log_softmax. {consequence}. Let the network return logits, and put the "
+            "the derivative of the loss in the network's output does not depend on that output, as "
+            "with a "
+            f"network that ends in log_softmax. {consequence}. Let the network return logits, and "
+            "put the "
             "log_softmax into the loss.",
             stacklevel=2,
         )
@@ -286,8 +290,9 @@ def _evaluate(
     return value_and_gradients(loss_fn, _tree.add(params, perturbation))
 
 
-_evaluate_pytree = jax.jit(_evaluate)
-_evaluate_static = jax.jit(_evaluate, static_argnums=0)
+_Evaluate = Callable[[Callable[..., Any], Any, Any], tuple[Any, Any]]
+_evaluate_pytree: _Evaluate = jax.jit(_evaluate)
+_evaluate_static: _Evaluate = jax.jit(_evaluate, static_argnums=0)
 
 # How many different functions of the same code were compiled; a new lambda per step is one each.
 _functions_seen: dict[Any, set[int]] = collections.defaultdict(set)
@@ -305,7 +310,8 @@ def _warn_of_new_functions(loss_fn: Callable[..., Any]) -> None:
         warnings.warn(
             f"{_MANY} different functions made by the same line ({code.co_filename}:"
             f"{code.co_firstlineno}) were compiled one by one, and each is kept in memory. Put the "
-            "training step under jax.jit, or pass an optax_sam.Objective, whose batch is an argument of one "
+            "training step under jax.jit, or pass an optax_sam.Objective, whose batch is an "
+            "argument of one "
             "compiled function.",
             stacklevel=3,
         )

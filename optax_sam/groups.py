@@ -74,7 +74,11 @@ def _sum_over_loop(function: Callable[[Any], Any], parts: Any, axis_name: _axes.
     floating = [_tree.is_floating(leaf) for leaf in leaves]
 
     def split(values: list[Any], keep: bool) -> list[Any]:
-        return [value for value, is_floating in zip(values, floating, strict=True) if is_floating == keep]
+        return [
+            value
+            for value, is_floating in zip(values, floating, strict=True)
+            if is_floating == keep
+        ]
 
     def step(totals: list[jax.Array], part: Any) -> tuple[list[jax.Array], list[jax.Array]]:
         outputs = jax.tree.leaves(function(part))

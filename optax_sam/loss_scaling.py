@@ -53,7 +53,9 @@ def loss_scaled(loss_fn: Callable[..., Any], scale: chex.Numeric) -> Callable[..
     if not isinstance(scale, jax.core.Tracer) and not 0 < float(scale) < float("inf"):
         raise ValueError(f"scale must be positive and finite, got {scale!r}.")
     if hasattr(loss_fn, "loss_scale"):  # an Objective, which this file must not import
-        return loss_fn.replace(loss_scale=scale)  # type: ignore[no-any-return]
+        objective: Any = loss_fn
+        scaled_objective: Callable[..., Any] = objective.replace(loss_scale=scale)
+        return scaled_objective
 
     def scaled(params: chex.ArrayTree) -> Any:
         output = loss_fn(scale_cotangents(params, scale, "divide"))
@@ -87,7 +89,9 @@ def _forward(tree: chex.ArrayTree, factor: jax.Array) -> tuple[chex.ArrayTree, j
 
 def _backward(factor: jax.Array, cotangents: chex.ArrayTree) -> tuple[chex.ArrayTree, jax.Array]:
     def one(cotangent: Any) -> Any:
-        if getattr(cotangent, "dtype", None) == jax.dtypes.float0 or not _tree.is_floating(cotangent):
+        if getattr(cotangent, "dtype", None) == jax.dtypes.float0 or not _tree.is_floating(
+            cotangent
+        ):
             return cotangent
         wide = jnp.promote_types(cotangent.dtype, factor.dtype)
         return (cotangent.astype(wide) * factor.astype(wide)).astype(cotangent.dtype)

@@ -23,7 +23,7 @@ is ``combination=down_weight(0.5)``: a combination given by the user comes behin
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
 
 import optax
 
@@ -95,7 +95,7 @@ def _compose(
     otherwise: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A method of its own stages, with what the options add around them."""
-    given = dict(options)
+    given: dict[str, Any] = dict(options)
     unknown = sorted(set(given) - set(Options.__annotations__))
     if unknown:
         raise TypeError(
@@ -109,28 +109,28 @@ def _compose(
         check_ascent_fraction("ascent_fraction", fraction)
         if given.get("group_size") is not None:
             raise ValueError(
-                f"ascent_fraction={fraction} cannot be combined with group_size={given['group_size']}: "
+                f"ascent_fraction={fraction} cannot be combined with "
+                f"group_size={given['group_size']}: "
                 "each group climbs along its own gradient."
             )
         perturbation = on_first(perturbation, fraction)
     if along_previous_direction and given.get("group_size") is not None:
         raise ValueError(
-            f"msam climbs along its own last direction, so group_size={given['group_size']}, which gives "
+            f"msam climbs along its own last direction, so group_size={given['group_size']}, which "
+            "gives "
             "each group its own, has no meaning. Leave it out."
         )
     own, users = combination, given.pop("combination", None)
     combination = optax.chain(own, users) if own is not None and users is not None else own or users
-    condition = {name: given.pop(name, None) for name in ("every_k", "start_step", "stop_step", "when")}
-    method = sharpness_aware(
-        perturbation, evaluation=evaluation, combination=combination, **given
-    )
+    condition = {
+        name: given.pop(name, None) for name in ("every_k", "start_step", "stop_step", "when")
+    }
+    method = sharpness_aware(perturbation, evaluation=evaluation, combination=combination, **given)
     if along_previous_direction:
         method = along_previous(method)
     if all(value is None for value in condition.values()):
         return method
-    return sometimes(
-        method, otherwise=otherwise, axis_name=given.get("axis_name"), **condition
-    )
+    return sometimes(method, otherwise=otherwise, axis_name=given.get("axis_name"), **condition)
 
 
 P = ParamSpec("P")
@@ -606,8 +606,8 @@ def looksam(  # type: ignore[misc]  # every_k has a default of its own here
       2203.02714, algorithm 1, with global norms.
     """
     check_integer("every_k", every_k, minimum=1)
-    options["every_k"] = every_k  # type: ignore[typeddict-unknown-key]
-    return _compose(options, normalized(rho), otherwise=reuse_orthogonal(alpha, norm_epsilon))
+    with_period = cast(Options, {"every_k": every_k} | options)
+    return _compose(with_period, normalized(rho), otherwise=reuse_orthogonal(alpha, norm_epsilon))
 
 
 @_with_options

@@ -105,8 +105,9 @@ class Objective:
         batch = {"inputs": self.inputs, "labels": self.labels}
         if self.weights is not None:
             batch["weights"] = self.weights
-            if not hasattr(self.weights, "dtype") or not jnp.issubdtype(
-                jnp.result_type(self.weights), jnp.number | jnp.bool_
+            kinds = (jnp.floating, jnp.integer, jnp.bool_)
+            if not hasattr(self.weights, "dtype") or not any(
+                jnp.issubdtype(self.weights.dtype, kind) for kind in kinds
             ):
                 raise TypeError(
                     "weights must be an array of numbers, shape (B,) or like the losses, got "
@@ -185,7 +186,8 @@ class Objective:
             return output, None
         if not (isinstance(output, tuple) and len(output) == 2):
             raise ValueError(
-                f"with has_aux=True apply_fn must return (logits, aux), got {type(output).__name__}."
+                "with has_aux=True apply_fn must return (logits, aux), got "
+                f"{type(output).__name__}."
             )
         return output
 
@@ -212,7 +214,8 @@ class Objective:
         weights = jnp.asarray(self.weights)
         if weights.shape != losses.shape[: weights.ndim]:
             raise ValueError(
-                f"weights must have shape {losses.shape} like the losses, or a leading part of it such "
+                f"weights must have shape {losses.shape} like the losses, or a leading part of it "
+                "such "
                 f"as {losses.shape[:1]}, got {weights.shape}."
             )
         dtype = jnp.promote_types(losses.dtype, jnp.float32)
@@ -400,15 +403,12 @@ def with_parameters(
     )
 
 
-
-
 def gathered(objective: Objective) -> Objective:
     """The objective with all examples on every device, to cut groups under explicit sharding.
 
     A typed shard cannot be mapped over in groups. Everywhere else nothing changes.
     """
     return objective.with_examples(_batches.gathered(objective.examples))
-
 
 
 def require_objective(loss_fn: Any, method: str) -> Objective:
@@ -418,13 +418,18 @@ def require_objective(loss_fn: Any, method: str) -> Objective:
             f"{method} needs to look inside the loss, but loss_fn is {loss_fn!r}. Pass "
             "loss_fn=optax_sam.Objective(apply_fn, inputs, labels), which is the mean loss "
             "and keeps the logits, the examples and the labels apart. A penalty in the loss "
-            "(weight decay) goes along as Objective(..., penalty=), weights as Objective(..., weights=)."
+            "(weight decay) goes along as Objective(..., penalty=), weights as Objective(..., "
+            "weights=)."
         )
     return loss_fn
 
 
 def device_share(loss_fn: Any, axis_name: _axes.AxisName) -> jax.Array | None:
     """What this device's part of the batch counts in the mean over a mapped axis; None if all alike."""
-    if not isinstance(loss_fn, Objective) or loss_fn.weights is None or not _axes.names_of(axis_name):
+    if (
+        not isinstance(loss_fn, Objective)
+        or loss_fn.weights is None
+        or not _axes.names_of(axis_name)
+    ):
         return None
     return _axes.share_of_weight(loss_fn.total_weight, axis_name)

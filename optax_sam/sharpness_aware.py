@@ -58,7 +58,8 @@ def sharpness_aware(
     Returns:
       An ``optax.GradientTransformationExtraArgs`` whose ``update`` needs ``params`` and takes
 
-      * ``loss_fn`` (required): ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`.
+      * ``loss_fn`` (required): ``params -> loss`` or ``(loss, aux)``, or an
+        :class:`optax_sam.Objective`.
       * ``logits`` (optional): the logits at w from the training step's own pass; methods that look
         inside the loss then need no second forward pass.
       * ``clean_grads`` (optional): g for the combination, where the incoming updates are not it.
@@ -118,7 +119,8 @@ def get_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
     states = [value for _, value in found if isinstance(value, SharpnessAwareMetrics)]
     if len(states) != 1:
         raise ValueError(
-            f"expected the state of one sharpness-aware method, found {len(states)}. Pass the opt_state of "
+            f"expected the state of one sharpness-aware method, found {len(states)}. Pass the "
+            "opt_state of "
             "an optimizer with one method in it; with several, use "
             "optax.tree.get_all_with_path(opt_state, 'metrics')."
         )

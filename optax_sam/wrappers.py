@@ -26,7 +26,8 @@ def in_steps(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Climbs in n steps of an n-th of the perturbation each, with a new gradient after each step.
 
-    .. math:: \epsilon_{k+1} = \epsilon_k + \tfrac{1}{n} \, \mathrm{perturbation}(\nabla L(w + \epsilon_k))
+    .. math::
+       \epsilon_{k+1} = \epsilon_k + \tfrac{1}{n} \, \mathrm{perturbation}(\nabla L(w + \epsilon_k))
 
     Costs n − 1 more gradients. Only the first step advances the perturbation's state. Under a mapped
     axis the further gradients are those of the device's own shard.
@@ -62,7 +63,9 @@ def in_steps(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None or loss_fn is None:
-            raise ValueError("in_steps(...) needs the loss: call update(..., params, loss_fn=loss_fn).")
+            raise ValueError(
+                "in_steps(...) needs the loss: call update(..., params, loss_fn=loss_fn)."
+            )
         arguments = {"loss_fn": loss_fn} | extra_args
         climbed, new_state = stage.update(updates, state, params, **arguments)
         share = jnp.asarray(1 / steps, _tree.accumulation_dtype(climbed))
@@ -125,7 +128,10 @@ def on_first(
         part = objective.subset(slice(0, count))
         _, gradients = value_and_gradients(part, params)
         first = jax.tree.map(lambda leaf: leaf[:count], logits)
-        return stage.update(gradients, state, params, loss_fn=part, logits=first, **extra_args)
+        epsilon, new_state = stage.update(
+            gradients, state, params, loss_fn=part, logits=first, **extra_args
+        )
+        return epsilon, new_state
 
     return optax.GradientTransformationExtraArgs(stage.init, update)
 
@@ -135,7 +141,8 @@ def check_ascent_fraction(name: str, fraction: Any) -> None:
     check_number(name, fraction, minimum=0, maximum=1)
     if not isinstance(fraction, int | float) or fraction == 0:
         raise ValueError(
-            f"{name} must lie in (0, 1] and be a Python number, got {fraction!r}. It decides how many "
+            f"{name} must lie in (0, 1] and be a Python number, got {fraction!r}. It decides how "
+            "many "
             "examples are computed."
         )
 
@@ -245,9 +252,7 @@ class _GradientNormIsLarge:
         return is_large, GradientNormState(mean, variance, deviations_state)
 
 
-def gradient_norm_is_large(
-    deviations: optax.ScalarOrSchedule = 0.0, decay: float = 0.9
-) -> When:
+def gradient_norm_is_large(deviations: optax.ScalarOrSchedule = 0.0, decay: float = 0.9) -> When:
     r"""AE-SAM's condition: the gradient is long for this stage of the training.
 
     .. math::
@@ -335,8 +340,8 @@ def sometimes(
         ``init`` and ``update`` (see :class:`When`), or a function ``(gradients, params) -> bool``.
       otherwise: what the direction is in between, e.g. :func:`optax_sam.reuse_orthogonal`. A
         transformation whose ``update`` gets the extra arguments ``clean_grads`` (g) and
-        ``is_ascent_step``; on the method's own steps it sees the method's direction and may keep what it
-        needs. None descends along g.
+        ``is_ascent_step``; on the method's own steps it sees the method's direction and may keep what
+        it needs. None descends along g.
       axis_name: the mapped axis, as for the method: on the steps in between nobody else averages g.
 
     Returns:
@@ -407,7 +412,10 @@ def sometimes(
                 return direction, state.otherwise
             clean = _axes.mean(extra_args.get("clean_grads", updates), axis_name, share)
             arguments = extra_args | {"clean_grads": clean, "is_ascent_step": is_ascent_step}
-            return stand_in.update(direction, state.otherwise, params, **arguments)
+            direction, otherwise_state = stand_in.update(
+                direction, state.otherwise, params, **arguments
+            )
+            return direction, otherwise_state
 
         def ascent_step() -> Any:
             direction, method_state = inner.update(updates, state.method, params, **extra_args)

@@ -80,7 +80,8 @@ def add_noise_compensation(
     if isinstance(flip_ratio, jax.Array):
         raise TypeError(
             "flip_ratio decides how many examples are computed, so it must be a Python number, got "
-            f"{flip_ratio!r}. Under optax.inject_hyperparams name it in static_args=('flip_ratio',)."
+            f"{flip_ratio!r}. Under optax.inject_hyperparams name it in "
+            "static_args=('flip_ratio',)."
         )
     check_number(
         "flip_ratio",
@@ -108,9 +109,13 @@ def add_noise_compensation(
         **extra_args: Any,
     ) -> tuple[optax.Updates, NoiseCompensationState]:
         del extra_args
-        objective = require_objective(loss_fn, "the noise compensation of NCSAM").replace(penalty=None)
+        objective = require_objective(loss_fn, "the noise compensation of NCSAM").replace(
+            penalty=None
+        )
         if params is None:
-            raise ValueError("add_noise_compensation needs the parameters: call update(..., params).")
+            raise ValueError(
+                "add_noise_compensation needs the parameters: call update(..., params)."
+            )
         if logits is not None:
             check_logits(objective, params, logits)
         key = jax.random.fold_in(jax.random.key(seed), state.count)
@@ -175,7 +180,8 @@ def choose_examples(logits: jax.Array, flip_ratio: float, key: jax.Array | None)
     count = math.floor(flip_ratio * logits.shape[0] + 1e-9)  # 0.2 * 5 is 1, also in floating point
     if count == 0:
         raise ValueError(
-            f"flip_ratio={flip_ratio} chooses no example of a batch (or a group, with group_size) of "
+            f"flip_ratio={flip_ratio} chooses no example of a batch (or a group, with group_size) "
+            "of "
             f"{logits.shape[0]}: take a larger ratio, batch or group."
         )
     largest, _ = jax.lax.top_k(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), 2)
@@ -199,8 +205,10 @@ def _with_flipped_labels(
     """The objective with the labels of all examples flipped: class numbers, or soft labels."""
     if not hasattr(logits, "ndim") or logits.ndim != 2:
         raise TypeError(
-            "the noise compensation of NCSAM flips one label per example, so it needs logits of shape "
-            f"(B, classes), got {_kinds(logits)}. For one label per token map the network over tokens, "
+            "the noise compensation of NCSAM flips one label per example, so it needs logits of "
+            "shape "
+            f"(B, classes), got {_kinds(logits)}. For one label per token map the network over "
+            "tokens, "
             "or use another method."
         )
     leaves, treedef = jax.tree.flatten(objective.labels)
@@ -229,8 +237,10 @@ def _label_index(
         _is_class_number(leaves[found[0]]) or _is_soft(leaves[found[0]], logits)
     ):
         raise TypeError(
-            "the noise compensation of NCSAM flips labels, so it needs one array of integer labels of shape "
-            f"(B,), or of soft labels like the logits, {logits.shape}; got labels {_kinds(labels)}. Name the "
+            "the noise compensation of NCSAM flips labels, so it needs one array of integer labels "
+            "of shape "
+            f"(B,), or of soft labels like the logits, {logits.shape}; got labels "
+            f"{_kinds(labels)}. Name the "
             "array with label_of=lambda labels: labels['...']."
         )
     return found[0]

@@ -135,13 +135,14 @@ class WSAM(SAM):
 
 class LookSAM(SAM):
     step = 0
+    method = SAM
 
     def direction(self, problem, w):
         g = problem.grad(w)
         self.step += 1
         if self.step % 5 != 1:
             return g + 0.7 * length(g) / length(self.v) * self.v
-        perturbed = super().direction(problem, w)
+        perturbed = self.method(self.rho).direction(problem, w)
         unit = g / length(g)
         self.v = perturbed - jnp.dot(perturbed, unit) * unit
         return perturbed
@@ -182,6 +183,12 @@ def with_saner(method):
     return WithSANER
 
 
+class LookSAMWithSANER(LookSAM):
+    """The combination acts on the steps with a second gradient, before v is kept."""
+
+    method = with_saner(SAM)
+
+
 METHODS = {
     "sam": SAM,
     "asam": ASAM,
@@ -198,3 +205,4 @@ METHODS = {
     "restricted": Restricted,
 }
 METHODS |= {f"{name}+saner": with_saner(method) for name, method in METHODS.items()}
+METHODS["looksam+saner"] = LookSAMWithSANER
