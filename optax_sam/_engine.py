@@ -101,7 +101,7 @@ class Engine:
         _require(params, loss_fn, state, extra_args)
         _refuse_complex(params)
         _axes.require_axis_name(self.axis_name)
-        _warn_of_second_method(self, loss_fn, params, updates)
+        _warn_of_second_method(self, updates)
         gradients = _as_gradients("updates", updates, params)
         step = Step(
             gradients=gradients,
@@ -126,8 +126,9 @@ class Engine:
             perturbation=_mean_of_state(ascent.perturbation_state, self.axis_name, share),
             metrics=_axes.mean(ascent.metrics, self.axis_name, share),
         )
-        if self.combination is None:
-            return direction, state  # no all-reduce of gradients nobody looks at
+        if self.combination is None:  # no all-reduce of gradients nobody looks at
+            _remember_direction(self, direction)
+            return direction, state
         direction, combination_state = self.combination.update(
             direction,
             state.combination,
@@ -136,6 +137,7 @@ class Engine:
             loss_fn=loss_fn,
             **step.extra_args,
         )
+        _remember_direction(self, direction)
         return direction, state._replace(combination=combination_state)
 
     def _perturbed_leaves(self, params: chex.ArrayTree) -> Mask:
@@ -355,48 +357,28 @@ def _refuse_complex(params: Any) -> None:
             )
 
 
-class _LastUpdate(NamedTuple):
-    """Weak references to the arguments of the last update of any method."""
-
-    engine: weakref.ref[Any]
-    loss_fn: weakref.ref[Any]
-    param: weakref.ref[Any]
-    update: weakref.ref[Any]
+# The method of the last update, and the first leaf of the direction that it returned: weak references.
+_last_direction: list[tuple[Any, Any]] = []
 
 
-_last_update: list[_LastUpdate] = []
+def _remember_direction(engine: Engine, direction: Any) -> None:
+    leaves = jax.tree.leaves(direction)
+    _last_direction.clear()
+    if leaves:
+        _last_direction.append((weakref.ref(engine), weakref.ref(leaves[0])))
 
 
-def _warn_of_second_method(engine: Engine, loss_fn: Any, params: Any, updates: Any) -> None:
-    """Warns where two methods stand in one chain.
-
-    The second one then gets the same loss and parameters as the first, with other gradients: it would
-    climb from the first one's direction and drop it.
-    """
-    leaves = [tree for tree in map(jax.tree.leaves, (params, updates)) if tree]
-    if len(leaves) < 2:
-        return
-    try:
-        now = _LastUpdate(*map(weakref.ref, (engine, loss_fn, leaves[0][0], leaves[1][0])))
-    except TypeError:
-        return  # NumPy arrays and some callables have no weak references
-    before = _last_update.pop() if _last_update else None
-    _last_update.append(now)
-    if before is None or before.engine() is engine or before.engine() is None:
-        return
-    if (
-        before.loss_fn() is loss_fn
-        and before.param() is leaves[0][0]
-        and before.update() is not leaves[1][0]
-    ):
-        warnings.warn(
-            "two sharpness-aware methods got the same loss and parameters one after the other, as "
-            "in "
-            "optax.chain(sam(...), saner(...)). The second replaces the first's direction by its "
-            "own. Use one "
-            "method; SANER on top of another is combination=optax_sam.down_weight(0.5).",
-            stacklevel=4,
-        )
+def _warn_of_second_method(engine: Engine, updates: Any) -> None:
+    """Warns where a method is handed the direction of another one, as in a chain of both."""
+    leaves = jax.tree.leaves(updates)
+    for first, direction in _last_direction:
+        if leaves and direction() is leaves[0] and first() is not engine:
+            warnings.warn(
+                "a sharpness-aware method got the direction of another one, as in optax.chain(sam(...), "
+                "saner(...)). It climbs along it and replaces it by its own. Use one method; SANER on top "
+                "of another one is combination=optax_sam.down_weight(0.5).",
+                stacklevel=4,
+            )
 
 
 def _freeze(loss_fn: Callable[..., Any], mask: Mask) -> Callable[..., Any]:
