@@ -101,7 +101,8 @@ class Engine:
         _require(params, loss_fn, state, extra_args)
         _refuse_complex(params)
         _axes.require_axis_name(self.axis_name)
-        _warn_of_second_method(self, updates)
+        if clean_grads is None:  # along_previous says that it chose the direction
+            _warn_of_second_method(updates)
         gradients = _as_gradients("updates", updates, params)
         step = Step(
             gradients=gradients,
@@ -126,9 +127,9 @@ class Engine:
             perturbation=_mean_of_state(ascent.perturbation_state, self.axis_name, share),
             metrics=_axes.mean(ascent.metrics, self.axis_name, share),
         )
-        if self.combination is None:  # no all-reduce of gradients nobody looks at
-            _remember_direction(self, direction)
-            return direction, state
+        if self.combination is None:
+            _remember_direction(direction)
+            return direction, state  # no all-reduce of gradients nobody looks at
         direction, combination_state = self.combination.update(
             direction,
             state.combination,
@@ -137,7 +138,7 @@ class Engine:
             loss_fn=loss_fn,
             **step.extra_args,
         )
-        _remember_direction(self, direction)
+        _remember_direction(direction)
         return direction, state._replace(combination=combination_state)
 
     def _perturbed_leaves(self, params: chex.ArrayTree) -> Mask:
@@ -357,28 +358,29 @@ def _refuse_complex(params: Any) -> None:
             )
 
 
-# The method of the last update, and the first leaf of the direction that it returned: weak references.
-_last_direction: list[tuple[Any, Any]] = []
+_last_direction: list[weakref.ref[Any]] = []
 
 
-def _remember_direction(engine: Engine, direction: Any) -> None:
-    leaves = jax.tree.leaves(direction)
+def _remember_direction(direction: Any) -> None:
+    """Keeps a weak reference to what the last method gave, for the next function."""
     _last_direction.clear()
-    if leaves:
-        _last_direction.append((weakref.ref(engine), weakref.ref(leaves[0])))
+    for leaf in jax.tree.leaves(direction)[:1]:
+        _last_direction.append(weakref.ref(leaf))
 
 
-def _warn_of_second_method(engine: Engine, updates: Any) -> None:
-    """Warns where a method is handed the direction of another one, as in a chain of both."""
+def _warn_of_second_method(updates: Any) -> None:
+    """Warns where the updates are what another method has just given.
+
+    Two methods in one chain: the second climbs along the first one's direction and replaces it.
+    """
     leaves = jax.tree.leaves(updates)
-    for first, direction in _last_direction:
-        if leaves and direction() is leaves[0] and first() is not engine:
-            warnings.warn(
-                "a sharpness-aware method got the direction of another one, as in optax.chain(sam(...), "
-                "saner(...)). It climbs along it and replaces it by its own. Use one method; SANER on top "
-                "of another one is combination=optax_sam.down_weight(0.5).",
-                stacklevel=4,
-            )
+    if leaves and _last_direction and _last_direction[0]() is leaves[0]:
+        warnings.warn(
+            "a sharpness-aware method got another one's direction as its gradients, as in "
+            "optax.chain(sam(...), saner(...)): it climbs along it and replaces it by its own. Use one "
+            "method; SANER on top of another is combination=optax_sam.down_weight(0.5).",
+            stacklevel=4,
+        )
 
 
 def _freeze(loss_fn: Callable[..., Any], mask: Mask) -> Callable[..., Any]:
