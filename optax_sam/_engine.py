@@ -198,13 +198,10 @@ class Engine:
             return "the objective has a penalty, whose gradient every group takes at its own point"
         try:
             multiples_of(
-                self.perturbation,
-                step.state.perturbation,
-                step.params,
-                {"loss_fn": objective} | step.extra_args,
+                self.perturbation, step.state.perturbation, step.params, step.extra_args
             )
         except NotAMultipleError as error:
-            return f"the perturbation is no multiple of the group's own gradient: {error}"
+            return f"the first stage {error}"
         if self.group_size > 1 and not is_worthwhile(
             objective, step.params, step.perturbed_leaves, self.group_size
         ):
@@ -220,6 +217,7 @@ class Engine:
             step.local_params,
             self.perturbation,
             step.state.perturbation,
+            extra_args={k: v for k, v in step.extra_args.items() if k != "logits"},
             evaluation=_PER_EXAMPLE[self.evaluation],
             group_size=self.group_size,
             mask=step.perturbed_leaves,
