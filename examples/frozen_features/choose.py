@@ -90,7 +90,9 @@ def compare_criteria(results: list[Result]) -> list[Criterion]:
         if known:
             correlation = _spearman(np.array(list(values.values())), np.array(list(clean.values())))
             accuracy = clean[best]
-            rows.append(Criterion(name, best, correlation, accuracy, max(clean.values()) - accuracy))
+            rows.append(
+                Criterion(name, best, correlation, accuracy, max(clean.values()) - accuracy)
+            )
         else:
             rows.append(Criterion(name, best, None, None, None))
     return rows

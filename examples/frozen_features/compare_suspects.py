@@ -4,7 +4,8 @@
 
 DATA must have clean labels; they serve for the comparison only. Every row but cleanlab's is one
 training run that scores the rows it was trained on. cleanlab does its usual: out-of-sample
-probabilities by 5-fold cross-validation of a logistic regression, then the self-confidence.
+probabilities by 5-fold cross-validation of a logistic regression, then 1 − the probability of the observed
+class.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import importlib.util
 import json
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,8 @@ class Command:
     clean_label_column: str | None = None
     """Of a table: the column with correct labels."""
 
-    label_column: str = "label"
-    """Of a table: the column with the labels."""
+    label_column: str | None = None
+    """Column of a table, or array, with the labels; by default label, or labels."""
 
     ignore_columns: tuple[str, ...] = ()
     """Of a table: columns that are no features."""
@@ -99,23 +101,33 @@ def score_by_training(
     p = probabilities(trainer.predict(state, data.inputs)[0].astype(np.float64))
     observed = p[rows, data.labels]
     p[rows, data.labels] = -1.0
-    scores = {"margin": p.max(axis=1) - observed, "self-confidence": 1 - observed}
+    scores = {"margin": p.max(axis=1) - observed, "1 − p": 1 - observed}
     return scores, time.perf_counter() - start
 
 
-def score_by_cleanlab(data: Features, seed: int) -> tuple[np.ndarray, float]:
-    """1 − cleanlab's label quality; the folds are shuffled by the seed."""
-    from cleanlab.rank import get_label_quality_scores
+def cross_validated(data: Features, seed: int) -> np.ndarray:
+    """Out-of-sample probabilities: 5-fold cross-validation of a logistic regression, its defaults.
+
+    The regression stops after its default number of iterations, converged or not, as is usual.
+    """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-    start = time.perf_counter()
     inputs = (data.inputs.astype(np.float32) - data.mean) / data.deviation
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    p = cross_val_predict(
-        LogisticRegression(), inputs, data.labels, cv=folds, method="predict_proba"
-    )
-    scores = 1 - get_label_quality_scores(data.labels, p)
+    model = LogisticRegression()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return cross_val_predict(model, inputs, data.labels, cv=folds, method="predict_proba")
+
+
+def score_by_cleanlab(data: Features, seed: int) -> tuple[np.ndarray, float]:
+    """1 − cleanlab's label quality, and the seconds."""
+    from cleanlab.rank import get_label_quality_scores
+
+    start = time.perf_counter()
+    scores = 1 - get_label_quality_scores(data.labels, cross_validated(data, seed))
     return scores, time.perf_counter() - start
 
 
@@ -139,7 +151,7 @@ def compare(command: Command, data: Features) -> list[dict[str, Any]]:
                 rows.append(row | quality(values, wrong))
         if command.cleanlab:
             values, seconds = score_by_cleanlab(data, seed)
-            row = {"name": "cleanlab", "score": "self-confidence", "seed": seed, "seconds": seconds}
+            row = {"name": "cleanlab", "score": "1 − p", "seed": seed, "seconds": seconds}
             rows.append(row | quality(values, wrong))
     return rows
 
@@ -152,8 +164,12 @@ def show(rows: list[dict[str, Any]]) -> None:
     for name, kind in dict.fromkeys((row["name"], row["score"]) for row in rows):
         ours = [row for row in rows if (row["name"], row["score"]) == (name, kind)]
         means = [float(np.mean([row[measure] for row in ours])) for measure in MEASURES]
-        cells = [f"{means[0]:.3f}", *(f"{100 * mean:.1f}" for mean in means[1:4]), f"{means[4]:.0f}"]
-        table.add_row(name, kind, *cells)
+        cells = [
+            f"{means[0]:.3f}",
+            *(f"{100 * mean:.1f}" for mean in means[1:4]),
+            f"{means[4]:.0f}",
+        ]
+        table.add_row(name.replace("decay=", ""), kind, *cells)
     Console(width=min(Console().width, 80)).print(table)
 
 

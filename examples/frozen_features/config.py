@@ -21,8 +21,8 @@ class Config:
     output: Path = Path("runs/frozen_features")
     """Folder of the results."""
 
-    label_column: str = "label"
-    """Of a table: the column with the labels."""
+    label_column: str | None = None
+    """Column of a table, or array, with the labels; by default label, or labels."""
 
     clean_label_column: str | None = None
     """Of a table: a column with correct labels, for evaluation only."""

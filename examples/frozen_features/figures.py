@@ -147,7 +147,9 @@ def confusion(fitted: "Fitted", data: Features) -> Figure:
         for (row, column), share in np.ndenumerate(shares):
             if share >= 0.5:
                 color = "white" if share > 60 else "#333333"
-                axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=color, size=8)
+                axes.text(
+                    column, row, f"{share:.0f}", ha="center", va="center", color=color, size=8
+                )
     axes.set(xlabel="predicted class", ylabel="observed class")
     axes.set_title(f"{fitted.setting.label}: all rows", fontsize=9, loc="left")
     figure.colorbar(image, label="share of the observed class, %")

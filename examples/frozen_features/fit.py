@@ -110,9 +110,7 @@ def fit(config: Config, data: Features | None = None, quiet: bool = False) -> Ou
         sgd = chosen if best_sgd == choice.setting else None
         if best_sgd is not None and sgd is None:
             sgd = _refit(config, data, best_sgd, "refit_sgd", folder, progress)
-        outcome = Outcome(
-            config, data, results, choice, compare_criteria(results), chosen, sgd
-        )
+        outcome = Outcome(config, data, results, choice, compare_criteria(results), chosen, sgd)
         _write(outcome, folder)
     if not quiet:
         report.show(outcome, time.perf_counter() - started)

@@ -73,7 +73,9 @@ class Folder:
             try:
                 then = json.loads(config.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise FolderError(f"--resume: {config} is damaged. Name another --output.") from error
+                raise FolderError(
+                    f"--resume: {config} is damaged. Name another --output."
+                ) from error
             now = json.loads(json.dumps(self._settings))
             for name in sorted(then.keys() | now.keys()):
                 if then.get(name) != now.get(name):

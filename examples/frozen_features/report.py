@@ -133,7 +133,9 @@ def sentences(outcome: "Outcome") -> list[str]:
         if outcome.sgd is not None and outcome.sgd is not chosen:
             plain = suspects_quality(outcome.sgd, data)
             line += f" (best SGD {plain['auroc']:.3f})" if plain else ""
-        lines.append(f"{line}, {_percent(found['precision_at_tenth'])} of the first tenth are wrong.")
+        lines.append(
+            f"{line}, {_percent(found['precision_at_tenth'])} of the first tenth are wrong."
+        )
     return lines
 
 
@@ -141,11 +143,15 @@ def show(outcome: "Outcome", seconds: float) -> None:
     """Prints the table, within 80 columns."""
     console = Console(width=min(Console().width, WIDTH))
     data = outcome.data
-    title = f"{len(data.labels):,} rows, {data.inputs.shape[1]:,} features, {data.num_classes} classes"
+    title = (
+        f"{len(data.labels):,} rows, {data.inputs.shape[1]:,} features, {data.num_classes} classes"
+    )
     for note in data.notes:
         console.print(note, highlight=False)
     console.print("The best setting of every head and method, in percent:", highlight=False)
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1))
+    table = Table(
+        title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1)
+    )
     for index, column in enumerate((*COLUMNS, "rows × seeds")):
         table.add_column(column, justify="left" if index < 2 else "right")
     for row in table_rows(outcome.results):

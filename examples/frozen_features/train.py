@@ -84,7 +84,8 @@ def _optimizer(recipe: Recipe, rho: Any, decay: Any) -> optax.GradientTransforma
 def _init(recipe: Recipe, knobs: Knobs, seeds: list[int], data: Features) -> State:
     features, rows = data.inputs.shape[1], len(data.inputs)
     lanes = [
-        networks.init(seed, recipe.head, features, recipe.hidden, data.num_classes) for seed in seeds
+        networks.init(seed, recipe.head, features, recipe.hidden, data.num_classes)
+        for seed in seeds
     ]
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
     opt_state = jax.vmap(lambda p, k: _optimizer(recipe, k.rho, k.decay).init(p))(params, knobs)

@@ -13,7 +13,7 @@ TABLES = (".csv", ".parquet")
 def load(
     path: Path | None,
     *,
-    label_column: str = "label",
+    label_column: str | None = None,
     clean_label_column: str | None = None,
     ignore_columns: tuple[str, ...] = (),
     memory_limit_gib: float = 4.0,
@@ -22,7 +22,8 @@ def load(
 
     Args:
       path: an ``.npz``, ``.csv`` or ``.parquet`` file; None for digits with 40 % wrong labels.
-      label_column: of a table, the column with the labels.
+      label_column: where the labels are; by default the column ``label`` of a table, or the array
+        ``labels``.
       clean_label_column: of a table, a column with correct labels, for evaluation only.
       ignore_columns: of a table, columns that are no features.
       memory_limit_gib: what would take more memory than this is refused before it is read.
@@ -37,8 +38,8 @@ def load(
         return digits.load()
     limit = _checked_limit(path, memory_limit_gib)
     if path.suffix.lower() == ".npz":
-        return npz.read(path, limit)
-    return tables.read(path, limit, label_column, clean_label_column, ignore_columns)
+        return npz.read(path, limit, label_column or "labels")
+    return tables.read(path, limit, label_column or "label", clean_label_column, ignore_columns)
 
 
 def load_inputs(path: Path, columns: tuple[str, ...], memory_limit_gib: float = 4.0):

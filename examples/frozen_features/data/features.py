@@ -124,7 +124,9 @@ def assemble(
     inputs = compact(inputs, f"{source}: inputs")
     given = {"labels": labels, "clean_labels": clean_labels, "test_labels": test_labels}
     flat = {
-        name: _flat(array, f"{source}: {name}") for name, array in given.items() if array is not None
+        name: _flat(array, f"{source}: {name}")
+        for name, array in given.items()
+        if array is not None
     }
     for name in ("labels", "clean_labels"):
         if name in flat and len(flat[name]) != len(inputs):
@@ -134,9 +136,13 @@ def assemble(
             )
     if len({array.dtype.kind in "iu" for array in flat.values()}) > 1:
         kinds = ", ".join(f"{name} {array.dtype}" for name, array in flat.items())
-        raise DataError(f"{source}: {kinds}. Name the classes by integers or by strings, everywhere.")
+        raise DataError(
+            f"{source}: {kinds}. Name the classes by integers or by strings, everywhere."
+        )
     if (test_inputs is None) != (test_labels is None):
-        raise DataError(f"{source}: test_inputs and test_labels come together. Give both or neither.")
+        raise DataError(
+            f"{source}: test_inputs and test_labels come together. Give both or neither."
+        )
     if test_inputs is not None:
         test_inputs = compact(test_inputs, f"{source}: test_inputs")
         if test_inputs.shape[1] != inputs.shape[1] or len(test_inputs) != len(flat["test_labels"]):

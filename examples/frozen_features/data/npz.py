@@ -10,7 +10,6 @@ import numpy as np
 from .answers import count_votes
 from .features import DataError, Features, assemble, compact
 
-REQUIRED = ("inputs", "labels")
 OPTIONAL = ("clean_labels", "test_inputs", "test_labels")
 
 
@@ -22,12 +21,13 @@ class Header(NamedTuple):
     size: int
 
 
-def read(path: Path, limit: int) -> Features:
-    """Reads ``inputs``, ``labels`` and what there is of ``clean_labels`` and the test arrays.
+def read(path: Path, limit: int, label_array: str = "labels") -> Features:
+    """Reads ``inputs``, the labels and what there is of ``clean_labels`` and the test arrays.
 
     Args:
       path: the file.
       limit: bytes of memory that the arrays may take.
+      label_array: name of the labels.
 
     Returns:
       The data set; two-dimensional labels are a crowd's answers, −1 for none.
@@ -35,13 +35,13 @@ def read(path: Path, limit: int) -> Features:
     Raises:
       DataError: for a damaged file, missing arrays, pickles, or too much data.
     """
-    arrays = _read_arrays(path, REQUIRED, OPTIONAL, limit)
-    labels, soft, notes = arrays["labels"], None, ()
+    arrays = _read_arrays(path, ("inputs", label_array), OPTIONAL, limit)
+    labels, soft, notes = arrays[label_array], None, ()
     if labels.ndim == 2:
-        votes = count_votes(labels, f"{path}: labels")
+        votes = count_votes(labels, f"{path}: {label_array}")
         labels, soft = votes.labels, votes.shares
         notes = (
-            f"{arrays['labels'].shape[1]} annotators: majority vote; {votes.ties:,} ties drawn by lot",
+            f"{arrays[label_array].shape[1]} annotators: majority vote; {votes.ties:,} ties drawn by lot",
         )
     others = {name: arrays.get(name) for name in OPTIONAL}
     return assemble(arrays["inputs"], labels, str(path), soft_labels=soft, notes=notes, **others)

@@ -40,7 +40,9 @@ def read(
         for name in names:
             if name not in schema:
                 known = ", ".join(list(schema)[:8])
-                raise DataError(f"{path}: {flag}: {name!r} is none of its columns {known}. Name one.")
+                raise DataError(
+                    f"{path}: {flag}: {name!r} is none of its columns {known}. Name one."
+                )
     columns = tuple(name for name in schema if name not in (*labels, *ignore_columns))
     inputs = _inputs(table, schema, columns, path, limit)
     given = [_labels(table, schema, name, path) for name in labels]
