@@ -4,8 +4,8 @@
 
 DATA must have clean labels; they serve for the comparison only. Every row but cleanlab's is one
 training run that scores the rows it was trained on. cleanlab does its usual: out-of-sample
-probabilities by 5-fold cross-validation of a logistic regression, then 1 − the probability of the observed
-class.
+probabilities by 5-fold cross-validation of a logistic regression, then 1 − the probability of the
+observed class.
 """
 
 import dataclasses
@@ -94,10 +94,8 @@ def score_by_training(
     trainer = Trainer(data, data.labels, config.batch_size or 1)
     rows = np.arange(len(data.labels))
     recipe = setting.recipe(config.hidden or 1)
-    state = None
-    for state, _ in trainer.epochs(recipe, [Lane(setting.knobs, seed)], rows, config.epochs or 1):
-        pass
-    assert state is not None
+    trained = trainer.epochs(recipe, [Lane(setting.knobs, seed)], rows, config.epochs or 1)
+    *_, (state, _) = trained
     p = probabilities(trainer.predict(state, data.inputs)[0].astype(np.float64))
     observed = p[rows, data.labels]
     p[rows, data.labels] = -1.0

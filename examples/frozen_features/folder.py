@@ -99,9 +99,9 @@ class Folder:
     def load_block(self, name: str) -> dict[str, np.ndarray] | None:
         """The arrays of a finished block, or None; a damaged one counts as unfinished."""
         path = self.path / "state" / f"{name}.npz"
-        with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
-            with np.load(path, allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
+        damaged = (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError)
+        with contextlib.suppress(*damaged), np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
         return None
 
     def save_block(self, name: str, arrays: dict[str, np.ndarray]) -> None:

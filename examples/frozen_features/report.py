@@ -96,7 +96,8 @@ def sentences(outcome: "Outcome") -> list[str]:
     low, high = choice.interval
     lines = [
         f"Chosen: {choice.setting.label}.",
-        f"Held-out noisy labels: {_percent(choice.accuracy)} (95 %: {_percent(low)} to {_percent(high)}).",
+        f"Held-out noisy labels: {_percent(choice.accuracy)} "
+        f"(95 %: {_percent(low)} to {_percent(high)}).",
     ]
     for name, value, tried in (
         ("radius", choice.setting.rho, [s.setting.rho for s in outcome.results]),
@@ -111,7 +112,8 @@ def sentences(outcome: "Outcome") -> list[str]:
         verdict = "better beyond chance" if choice.sure else "not to be told apart"
         lines.append(f"Runner-up: {choice.runner_up.label}.")
         lines.append(
-            f"Lead: {100 * choice.lead:+.2f} points (95 %: {100 * low:+.2f} to {100 * high:+.2f}): {verdict}."
+            f"Lead: {100 * choice.lead:+.2f} points "
+            f"(95 %: {100 * low:+.2f} to {100 * high:+.2f}): {verdict}."
         )
     if "test_accuracy" in chosen.curves:
         line = f"Refit on all rows: test accuracy {_percent(chosen.curves['test_accuracy'][-1])}"

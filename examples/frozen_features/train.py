@@ -166,13 +166,16 @@ def _logits(params, inputs, mean, deviation):
     return jax.vmap(networks.apply, in_axes=(0, None))(params, inputs)
 
 
-def predict(params: networks.Params, inputs: np.ndarray, mean, deviation) -> np.ndarray:
+def predict(
+    params: networks.Params, inputs: np.ndarray, mean: np.ndarray, deviation: np.ndarray
+) -> np.ndarray:
     """Logits of all lanes, in blocks of rows.
 
     Args:
       params: with a leading axis of lanes.
       inputs: compact, shape ``(n, d)``.
-      mean, deviation: of the columns that were trained on.
+      mean: of the columns that were trained on, shape ``(d,)``.
+      deviation: likewise.
 
     Returns:
       float32, shape ``(lanes, n, classes)``.

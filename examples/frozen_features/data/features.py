@@ -112,8 +112,12 @@ def assemble(
       inputs: features, shape ``(n, d)``.
       labels: classes by any integers or strings, shape ``(n,)``.
       source: the file, for error messages.
-      clean_labels, test_inputs, test_labels, soft_labels, columns, notes: see :class:`Features`; soft
-        labels have one column per class that occurs in ``labels`` or is numbered below it.
+      clean_labels: correct classes, shape ``(n,)``.
+      test_inputs: shape ``(m, d)``.
+      test_labels: shape ``(m,)``.
+      soft_labels: shares of the classes 0, 1, ..., shape ``(n, classes)``.
+      columns: names of the features.
+      notes: what the reader should know.
 
     Returns:
       The data set.

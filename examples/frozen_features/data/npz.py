@@ -40,9 +40,8 @@ def read(path: Path, limit: int, label_array: str = "labels") -> Features:
     if labels.ndim == 2:
         votes = count_votes(labels, f"{path}: {label_array}")
         labels, soft = votes.labels, votes.shares
-        notes = (
-            f"{arrays[label_array].shape[1]} annotators: majority vote; {votes.ties:,} ties drawn by lot",
-        )
+        crowd = f"{arrays[label_array].shape[1]} annotators"
+        notes = (f"{crowd}: majority vote; {votes.ties:,} ties drawn by lot",)
     others = {name: arrays.get(name) for name in OPTIONAL}
     return assemble(arrays["inputs"], labels, str(path), soft_labels=soft, notes=notes, **others)
 
