@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 import optax_sam
 
 model = nn.Sequential([nn.Dense(256), nn.relu, nn.Dense(256), nn.relu, nn.Dense(10)])
-tx = optax.chain(optax_sam.saner(rho=0.2, alpha=0.5), optax.sgd(0.1))
+tx = optax.chain(optax_sam.saner(rho=0.3), optax.sgd(0.1))
 
 
 @jax.jit

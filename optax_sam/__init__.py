@@ -19,8 +19,9 @@ from optax_sam.evaluations import (
     logit_only,
     perturb_then_evaluate,
 )
-from optax_sam.groups import value_and_grad
+from optax_sam.loss_scaling import loss_scaled
 from optax_sam.methods import (
+    Options,
     asam,
     friendly_sam,
     gsam,
@@ -53,6 +54,17 @@ from optax_sam.sharpness_aware import (
     get_metrics,
     sharpness_aware,
 )
+from optax_sam.wrappers import (
+    AlongPreviousState,
+    GradientNormState,
+    SometimesState,
+    When,
+    along_previous,
+    gradient_norm_is_large,
+    in_steps,
+    on_first,
+    sometimes,
+)
 
 __version__ = "0.1.0"
 
@@ -70,8 +82,10 @@ __all__ = [
     "saner",
     "vasso",
     "wsam",
+    "Options",
     # The engine and what it needs
     "Objective",
+    "loss_scaled",
     "SharpnessAwareMetrics",
     "SharpnessAwareState",
     "get_metrics",
@@ -86,13 +100,22 @@ __all__ = [
     "normalized",
     "project_to_ball",
     "subtract_moving_average",
+    # Wrappers: how ε is climbed, and when there is a second gradient
+    "AlongPreviousState",
+    "GradientNormState",
+    "SometimesState",
+    "When",
+    "along_previous",
+    "gradient_norm_is_large",
+    "in_steps",
+    "on_first",
+    "sometimes",
     # Stage 2: evaluations
     "Evaluation",
     "full_gradient",
     "jacobian_only",
     "logit_only",
     "perturb_then_evaluate",
-    "value_and_grad",
     # Groups and loops
     "canonical_convolutions",
     "per_example",

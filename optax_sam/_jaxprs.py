@@ -38,12 +38,18 @@ def bind(equation: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     return list(outputs) if equation.primitive.multiple_results else [outputs]
 
 
-def evaluate(jaxpr: Any, arguments: Sequence[Any], rule: Rule = bind) -> list[Any]:
+def evaluate(
+    jaxpr: Any,
+    arguments: Sequence[Any],
+    rule: Rule = bind,
+    constants: Sequence[Any] | None = None,
+) -> list[Any]:
     """Runs a jaxpr, asking ``rule(equation, values)`` for the outputs of every equation.
 
-    The values may be of any kind that the rule understands.
+    The values may be of any kind that the rule understands. ``constants`` replaces the jaxpr's own.
     """
-    program, constants = open_and_constants(jaxpr)
+    program, own = open_and_constants(jaxpr)
+    constants = own if constants is None else constants
     variables = [*program.constvars, *program.invars]
     environment = dict(zip(variables, [*constants, *arguments], strict=True))
 
@@ -61,6 +67,13 @@ def without_dead_code(jaxpr: Any) -> Any:
     program, constants = open_and_constants(jaxpr)
     live, _ = partial_eval.dce_jaxpr(program, [True] * len(program.outvars), instantiate=True)
     return core.ClosedJaxpr(live, constants)
+
+
+def depends_on_inputs(jaxpr: Any, count: int) -> bool:
+    """Whether any output depends on any of the last ``count`` inputs."""
+    program, _ = open_and_constants(jaxpr)
+    _, used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars), instantiate=False)
+    return any(used[len(used) - count :])
 
 
 def with_rule(jaxpr: Any, rule: Rule) -> Any:

@@ -5,25 +5,34 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Mask = Any  # a pytree of bools, or a prefix of one
+MaskOrFunction = Mask | Callable[[Any], Mask] | None
 
 
-def resolve_mask(
-    name: str, mask: Mask | Callable[[chex.ArrayTree], Mask] | None, params: chex.ArrayTree
-) -> Mask:
+def resolve_mask(name: str, mask: MaskOrFunction, params: chex.ArrayTree) -> Mask:
     """A bool per leaf of ``params``, from a mask, a prefix, a function, or None for all."""
-    if callable(mask):
-        mask = mask(params)
     if mask is None:
         return jax.tree.map(lambda _: True, params)
+    if callable(mask) and jax.tree_util.treedef_is_leaf(jax.tree.structure(mask)):
+        mask = mask(params)  # a module is callable too, but it is a pytree
+    if isinstance(mask, bool | np.bool_ | jax.Array | np.ndarray):
+        raise TypeError(
+            f"{name} must be a pytree of Python bools like the parameters, got {mask!r}. To take "
+            "all "
+            "leaves leave it out. If you passed a function under optax.inject_hyperparams, it was "
+            f"taken for a schedule and called with the step: name it in static_args=({name!r},)."
+        )
 
-    def spread(flag, subtree):
+    def spread(flag: Any, subtree: Any) -> Any:
         if not isinstance(flag, bool | np.bool_):
             raise TypeError(
-                f"{name} must be a pytree of Python bools, got a leaf {flag!r}. Masks are part of the "
-                "program, not of the data: build them outside of jit."
+                f"{name} must be a pytree of Python bools, got a leaf {flag!r}. Masks are part of "
+                "the "
+                "program, not of the data: build them outside of jit, and under "
+                f"optax.inject_hyperparams name them in static_args=({name!r},)."
             )
         return jax.tree.map(lambda _: bool(flag), subtree)
 
@@ -36,12 +45,12 @@ def resolve_mask(
         ) from error
 
 
-def keep_where(mask: Mask, tree: chex.ArrayTree) -> chex.ArrayTree:
+def keep_where(mask: Mask, tree: Any) -> Any:
     """The tree with zeros in the leaves where the mask is False."""
-    return jax.tree.map(lambda keep, leaf: leaf if keep else jax.numpy.zeros_like(leaf), mask, tree)
+    return jax.tree.map(lambda keep, leaf: leaf if keep else jnp.zeros_like(leaf), mask, tree)
 
 
-def freeze_where_not(mask: Mask, tree: chex.ArrayTree) -> chex.ArrayTree:
+def freeze_where_not(mask: Mask, tree: Any) -> Any:
     """The tree with the leaves where the mask is False made constant to differentiation."""
     return jax.tree.map(
         lambda keep, leaf: leaf if keep else jax.lax.stop_gradient(leaf), mask, tree

@@ -1,29 +1,33 @@
 r"""Stage 2: which gradient is taken at the perturbed point?
 
-An evaluation is a function ``(loss_fn, params, perturbation, *, logits, has_aux) -> (loss,
-gradients)``. For a supervised loss the gradient of example :math:`i` is
+An evaluation is a function ``(loss_fn, params, perturbation, *, logits) -> (loss, gradients)``. For a
+supervised loss the gradient of example :math:`i` is
 
 .. math:: \nabla \ell_i(w) = J(w, x_i)^\top \, \partial_z \ell(f(w, x_i), y_i),
 
 the network's Jacobian times the logit term. The full gradient perturbs both factors, the other two
-evaluations only one of them (Baek, Kolter, Raghunathan, ICLR 2024, arXiv 2405.03676, section 4).
+evaluations only one of them (Baek, Kolter, Raghunathan, ICLR 2024, arXiv 2405.03676, section 4): they
+are full gradients too, of the objective whose logit term is taken at the other point.
 """
 
+import collections
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from optax_sam import _tree
+from optax_sam import _jaxprs, _tree
 from optax_sam._hyperparameters import check_callable
+from optax_sam._loss_checks import call_loss, split_loss_and_aux
+from optax_sam.loss_scaling import loss_scaled
 from optax_sam.objectives import Objective, is_pytree, require_objective
 
 
 class Evaluation(Protocol):
-    """What the engine asks of stage 2."""
+    """What the engine asks of stage 2: the loss at w + ε and the gradients to descend along."""
 
     def __call__(
         self,
@@ -32,17 +36,24 @@ class Evaluation(Protocol):
         perturbation: chex.ArrayTree,
         *,
         logits: chex.ArrayTree | None = None,
-        has_aux: bool = False,
     ) -> tuple[jax.Array, chex.ArrayTree]:
-        """Returns the loss at ``params + perturbation`` and the gradients to descend along."""
+        """Evaluates.
+
+        Args:
+          loss_fn: ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`.
+          params: the parameters w.
+          perturbation: the perturbation ε, a pytree like ``params``.
+          logits: the logits at w, if the training step has them.
+
+        Returns:
+          The loss at ``params + perturbation``, a scalar, and the gradients, a pytree like ``params``.
+        """
 
 
 def perturb_then_evaluate(
     loss_fn: Callable[..., Any],
     params: chex.ArrayTree,
     perturbation: chex.ArrayTree,
-    *,
-    has_aux: bool = False,
 ) -> tuple[Any, chex.ArrayTree]:
     r"""Loss and gradients at the perturbed point: :math:`L(w + \epsilon), \nabla L(w + \epsilon)`.
 
@@ -55,14 +66,12 @@ def perturb_then_evaluate(
     per step. Inside ``jax.jit`` it simply becomes part of the caller's computation.
 
     Args:
-      loss_fn: ``params -> loss``, or ``params -> (loss, aux)`` with ``has_aux``. An ``Objective``
-        knows by itself whether it has auxiliary output.
+      loss_fn: ``params -> loss`` or ``params -> (loss, aux)``.
       params: pytree of parameters w. Integer leaves are passed on unperturbed.
       perturbation: pytree like ``params``: the perturbation ε.
-      has_aux: whether ``loss_fn`` returns auxiliary output.
 
     Returns:
-      ``(loss, gradients)``, or ``((loss, aux), gradients)`` with auxiliary output, as
+      ``(loss, gradients)``, or ``((loss, aux), gradients)`` if there is auxiliary output, as
       ``jax.value_and_grad`` does. The gradients have the structure and dtypes of ``params``
       (zeros for integer leaves).
 
@@ -84,10 +93,11 @@ def perturb_then_evaluate(
     if _is_traced((params, perturbation, loss_fn)):
         # Inside a caller's jit a second boundary buys nothing, and its cache would keep a closure
         # over the caller's tracers alive.
-        return _evaluate(loss_fn, params, perturbation, has_aux)
+        return _evaluate(loss_fn, params, perturbation)
     if is_pytree(loss_fn):
-        return _evaluate_pytree(loss_fn, params, perturbation, has_aux)
-    return _evaluate_static(loss_fn, params, perturbation, has_aux)
+        return _evaluate_pytree(loss_fn, params, perturbation)
+    _warn_of_new_functions(loss_fn)
+    return _evaluate_static(loss_fn, params, perturbation)
 
 
 def full_gradient(
@@ -96,16 +106,15 @@ def full_gradient(
     perturbation: chex.ArrayTree,
     *,
     logits: chex.ArrayTree | None = None,
-    has_aux: bool = False,
 ) -> tuple[jax.Array, chex.ArrayTree]:
     r"""The gradient of the loss at the perturbed point, :math:`\nabla L(w + \epsilon)`: SAM's choice.
 
     Args:
-      loss_fn: the loss, a plain callable or an :class:`optax_sam.Objective`.
+      loss_fn: the loss, a plain callable or an :class:`optax_sam.Objective`. Auxiliary output is
+        discarded.
       params: the parameters w.
       perturbation: the perturbation ε.
       logits: not used.
-      has_aux: whether ``loss_fn`` returns auxiliary output; it is discarded here.
 
     Returns:
       The loss at w + ε and the gradients.
@@ -117,10 +126,8 @@ def full_gradient(
       (4.0, [4.0])
     """
     del logits
-    if isinstance(loss_fn, Objective):
-        has_aux = loss_fn.has_aux
-    value, gradients = perturb_then_evaluate(loss_fn, params, perturbation, has_aux=has_aux)
-    return (value[0] if has_aux else value), gradients
+    value, gradients = perturb_then_evaluate(loss_fn, params, perturbation)
+    return (value[0] if isinstance(value, tuple) else value), gradients
 
 
 def jacobian_only(
@@ -129,13 +136,13 @@ def jacobian_only(
     perturbation: chex.ArrayTree,
     *,
     logits: chex.ArrayTree | None = None,
-    has_aux: bool = False,
 ) -> tuple[jax.Array, chex.ArrayTree]:
     r"""Perturbs the network's Jacobian and keeps the logit term at w: J-SAM's choice.
 
     .. math:: \frac{1}{B} \sum_i J(w + \epsilon, x_i)^\top \, \partial_z \ell(f(w, x_i), y_i)
 
-    It is one vector-Jacobian product of the logits function; no Jacobian is ever formed.
+    It is one vector-Jacobian product of the logits function; no Jacobian is ever formed. A penalty
+    of the objective is taken at w + ε.
 
     Args:
       loss_fn: an :class:`optax_sam.Objective`.
@@ -144,13 +151,13 @@ def jacobian_only(
       logits: the logits at w, if the training step has them already. Without them they are computed
         here: one more forward pass, which XLA merges with the training step's own in plain networks
         but not in networks with normalization layers.
-      has_aux: not used; an ``Objective`` knows.
 
     Returns:
       The loss at w + ε and the gradients.
 
     Raises:
       TypeError: if ``loss_fn`` is not an ``Objective``.
+      ValueError: if ``logits`` are not of the shape and dtype that the network gives.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -163,15 +170,13 @@ def jacobian_only(
       Baek, Kolter, Raghunathan, Why is SAM Robust to Label Noise?, ICLR 2024, arXiv 2405.03676,
       equation (4.2). The authors published no code.
     """
-    del has_aux
     objective = require_objective(loss_fn, "the Jacobian-only gradient (J-SAM)")
     if logits is None:
         logits = objective.logits(params)
-    perturbed_logits, pullback = _logits_and_pullback(objective, _tree.add(params, perturbation))
-    _check_logits(logits, perturbed_logits, objective.batch_size)
-    (gradients,) = pullback(objective.logit_gradient(logits))
-    loss = objective.loss_from_logits(perturbed_logits)
-    return loss, _tree.as_gradients(gradients, params)
+    else:
+        check_logits(objective, params, logits)
+    _warn_of_constant_logit_term(objective, logits, "J-SAM is then plain SAM")
+    return full_gradient(objective.with_logit_term_at(logits), params, perturbation)
 
 
 def logit_only(
@@ -180,18 +185,18 @@ def logit_only(
     perturbation: chex.ArrayTree,
     *,
     logits: chex.ArrayTree | None = None,
-    has_aux: bool = False,
 ) -> tuple[jax.Array, chex.ArrayTree]:
     r"""Perturbs the logit term and keeps the network's Jacobian at w: L-SAM's choice.
 
     .. math:: \frac{1}{B} \sum_i J(w, x_i)^\top \, \partial_z \ell(f(w + \epsilon, x_i), y_i)
+
+    A penalty of the objective is taken at w + ε.
 
     Args:
       loss_fn: an :class:`optax_sam.Objective`.
       params: the parameters w.
       perturbation: the perturbation ε.
       logits: not used.
-      has_aux: not used; an ``Objective`` knows.
 
     Returns:
       The loss at w + ε and the gradients.
@@ -210,103 +215,112 @@ def logit_only(
       Baek, Kolter, Raghunathan, Why is SAM Robust to Label Noise?, ICLR 2024, arXiv 2405.03676,
       equation (4.1). The authors published no code.
     """
-    del logits, has_aux
+    del logits
     objective = require_objective(loss_fn, "the logit-only gradient (L-SAM)")
-    perturbed_logits = objective.logits(_tree.add(params, perturbation))
+    perturbed = _tree.add(params, perturbation)
+    perturbed_logits = objective.logits(perturbed)
+    _warn_of_constant_logit_term(objective, perturbed_logits, "L-SAM is then the base optimizer")
+    data_only = objective.replace(penalty=None)
+    _, gradients = value_and_gradients(data_only.with_logit_term_at(perturbed_logits), params)
     loss = objective.loss_from_logits(perturbed_logits)
-    _, pullback = _logits_and_pullback(objective, params)
-    (gradients,) = pullback(objective.logit_gradient(perturbed_logits))
-    return loss, _tree.as_gradients(gradients, params)
+    if objective.penalty is not None:
+        penalty = objective.penalty_of
+        if objective.loss_scale is not None:
+            penalty = loss_scaled(penalty, objective.loss_scale)
+        value, pull = value_and_gradients(penalty, perturbed)
+        loss, gradients = loss + value, _tree.map_floating(jnp.add, gradients, pull)
+    return loss, gradients
 
 
 def value_and_gradients(
-    loss_fn: Callable[..., Any], params: chex.ArrayTree, has_aux: bool = False
+    loss_fn: Callable[..., Any], params: chex.ArrayTree
 ) -> tuple[Any, chex.ArrayTree]:
-    """``jax.value_and_grad`` with the checks of a loss function and gradients an optimizer can take."""
-    if isinstance(loss_fn, Objective):
-        has_aux = loss_fn.has_aux
+    """``jax.value_and_grad`` with the checks of a loss function and gradients an optimizer can take.
 
-    def checked(params):
-        return check_loss(loss_fn(params), has_aux)
+    The value is ``(loss, aux)`` if the loss function returns auxiliary output.
+    """
+    found = []
 
-    value, gradients = jax.value_and_grad(checked, has_aux=has_aux, allow_int=True)(params)
-    return value, _tree.as_gradients(gradients, params)
+    def with_aux(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
+        loss, aux, has_aux = split_loss_and_aux(call_loss(loss_fn, params), params)
+        found.append(has_aux)
+        return loss, aux
 
-
-def _evaluate(loss_fn, params, perturbation, has_aux):
-    return value_and_gradients(loss_fn, _tree.add(params, perturbation), has_aux)
-
-
-_evaluate_pytree = jax.jit(_evaluate, static_argnums=3)
-_evaluate_static = jax.jit(_evaluate, static_argnums=(0, 3))
+    differentiate = jax.value_and_grad(with_aux, has_aux=True, allow_int=True)
+    (loss, aux), gradients = differentiate(params)
+    return ((loss, aux) if found[-1] else loss), _tree.as_gradients(gradients, params)
 
 
-def check_loss(output: Any, has_aux: bool) -> Any:
-    """Returns what a loss function returned, or says what is wrong with it."""
-    loss = output
-    if has_aux:
-        if not (isinstance(output, tuple) and len(output) == 2):
-            raise TypeError(
-                f"with has_aux=True loss_fn must return (loss, aux), got {type(output).__name__}."
-            )
-        loss = output[0]
-    if isinstance(loss, tuple):
-        raise TypeError(
-            f"loss_fn must return a scalar loss, got a tuple of {len(loss)}. Pass the loss itself, not "
-            "jax.value_and_grad(loss); if the tuple is (loss, aux), say has_aux=True."
+def check_logits(objective: Objective, params: chex.ArrayTree, logits: chex.ArrayTree) -> None:
+    """Refuses logits that cannot be those of the objective at the parameters."""
+    expected = jax.eval_shape(lambda: objective.logits_and_aux(params)[0])
+
+    def kinds(tree: chex.ArrayTree) -> Any:
+        return jax.tree.map(lambda leaf: (jnp.shape(leaf), str(jnp.result_type(leaf))), tree)
+
+    if kinds(logits) != kinds(expected):
+        raise ValueError(
+            f"logits must be those of the objective's {objective.batch_size} examples, (shape, "
+            "dtype) "
+            f"{kinds(expected)}, got {kinds(logits)}. Pass the logits of the training step's own "
+            "forward "
+            "pass as the network returns them, or none."
         )
-    if not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
-        raise TypeError(
-            f"loss_fn must return a scalar loss, got {loss!r}. Does it return its value?"
+
+
+def _warn_of_constant_logit_term(
+    objective: Objective, logits: chex.ArrayTree, consequence: str
+) -> None:
+    """Warns where the derivative in the logits does not depend on them, so that no point matters."""
+    jaxpr = jax.make_jaxpr(objective.logit_gradient)(logits)
+    if not _jaxprs.depends_on_inputs(jaxpr, len(jax.tree.leaves(logits))):
+        warnings.warn(
+            "the derivative of the loss in the network's output does not depend on that output, as "
+            "with a "
+            f"network that ends in log_softmax. {consequence}. Let the network return logits, and "
+            "put the "
+            "log_softmax into the loss.",
+            stacklevel=2,
         )
-    if jnp.shape(loss) != () or not _tree.is_floating(loss):
-        raise TypeError(
-            f"loss_fn must return a scalar loss, got shape {jnp.shape(loss)} and dtype "
-            f"{jnp.result_type(loss)}. Take the mean over the batch inside loss_fn."
+
+
+def _evaluate(
+    loss_fn: Callable[..., Any], params: chex.ArrayTree, perturbation: chex.ArrayTree
+) -> tuple[Any, chex.ArrayTree]:
+    return value_and_gradients(loss_fn, _tree.add(params, perturbation))
+
+
+_Evaluate = Callable[[Callable[..., Any], Any, Any], tuple[Any, Any]]
+_evaluate_pytree: _Evaluate = jax.jit(_evaluate)
+_evaluate_static: _Evaluate = jax.jit(_evaluate, static_argnums=0)
+
+# How many different functions of the same code were compiled; a new lambda per step is one each.
+_functions_seen: dict[Any, set[int]] = collections.defaultdict(set)
+_MANY = 10
+
+
+def _warn_of_new_functions(loss_fn: Callable[..., Any]) -> None:
+    """Warns once where each eager step brings a new function, which is compiled and kept."""
+    code = getattr(loss_fn, "__code__", None)
+    if code is None:
+        return
+    seen = _functions_seen[code]
+    seen.add(id(loss_fn))
+    if len(seen) == _MANY:
+        warnings.warn(
+            f"{_MANY} different functions made by the same line ({code.co_filename}:"
+            f"{code.co_firstlineno}) were compiled one by one, and each is kept in memory. Put the "
+            "training step under jax.jit, or pass an optax_sam.Objective, whose batch is an "
+            "argument of one "
+            "compiled function.",
+            stacklevel=3,
         )
-    return output
 
 
 def _is_traced(tree: Any) -> bool:
     # The new array is a tracer inside jit, where a loss may close over tracers unseen.
     leaves = [*jax.tree.leaves(tree), jnp.zeros([])]
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-
-
-def _logits_and_pullback(objective: Objective, params: chex.ArrayTree):
-    leaves, treedef = jax.tree.flatten(params)
-    floating = [_tree.is_floating(leaf) for leaf in leaves]
-
-    def from_floating(chosen):
-        chosen = iter(chosen)
-        merged = [
-            next(chosen) if is_floating else leaf
-            for leaf, is_floating in zip(leaves, floating, strict=True)
-        ]
-        return objective.logits(jax.tree.unflatten(treedef, merged))
-
-    logits, pullback = jax.vjp(
-        from_floating, [leaf for leaf, keep in zip(leaves, floating, strict=True) if keep]
-    )
-
-    def pull(cotangents):
-        gradients = iter(pullback(cotangents)[0])
-        merged = [
-            next(gradients) if is_floating else leaf
-            for leaf, is_floating in zip(leaves, floating, strict=True)
-        ]
-        return (jax.tree.unflatten(treedef, merged),)
-
-    return logits, pull
-
-
-def _check_logits(logits: chex.ArrayTree, expected: chex.ArrayTree, batch_size: int) -> None:
-    shapes, expected_shapes = jax.tree.map(jnp.shape, (logits, expected))
-    if shapes != expected_shapes:
-        raise ValueError(
-            f"logits must be those of the objective's {batch_size} examples, shape {expected_shapes}, "
-            f"got {shapes}. Pass the logits of the training step's own forward pass, or none."
-        )
 
 
 __all__ = [

@@ -235,7 +235,8 @@ CIFAR10_CLASS_MAP = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 def _check(labels, rate: float, num_classes: int, seed: int) -> tuple[np.ndarray, float]:
     if any(isinstance(value, jax.core.Tracer) for value in (labels, rate)):
         raise TypeError(
-            "label noise is drawn with NumPy, so labels and rate must be concrete, but jit is tracing "
+            "label noise is drawn with NumPy, so labels and rate must be concrete, but jit is "
+            "tracing "
             f"them: {labels!r}, {rate!r}. Draw it once, before training."
         )
     check_number("rate", rate, minimum=0, maximum=1, remedy="It is a share, not a percentage.")
@@ -244,7 +245,8 @@ def _check(labels, rate: float, num_classes: int, seed: int) -> tuple[np.ndarray
     labels = np.asarray(labels)
     if labels.ndim != 1:
         raise ValueError(
-            f"labels must have shape (n,), got {labels.shape}. For one-hot labels take their argmax."
+            f"labels must have shape (n,), got {labels.shape}. For one-hot labels take their "
+            "argmax."
         )
     if labels.size == 0 and labels.dtype == np.float64:
         labels = labels.astype(np.int64)  # what NumPy makes of an empty list
@@ -252,7 +254,8 @@ def _check(labels, rate: float, num_classes: int, seed: int) -> tuple[np.ndarray
         raise TypeError(f"labels must be integers, got dtype {labels.dtype}.")
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
         raise ValueError(
-            f"labels must lie in [0, {num_classes}), got values from {labels.min()} to {labels.max()}."
+            f"labels must lie in [0, {num_classes}), got values from {labels.min()} to "
+            f"{labels.max()}."
         )
     if num_classes - 1 > np.iinfo(labels.dtype).max:
         raise ValueError(f"{num_classes} classes do not fit into labels of dtype {labels.dtype}.")

@@ -13,7 +13,7 @@ from flax.training import train_state
 from optax_sam.objectives import with_parameters
 
 
-class TrainState(train_state.TrainState):
+class TrainState(train_state.TrainState):  # type: ignore[no-untyped-call, unused-ignore]
     """Flax's ``TrainState`` whose ``apply_gradients`` hands the loss to the optimizer.
 
     Flax's own does not forward extra arguments to ``tx.update``.
@@ -48,7 +48,8 @@ class TrainState(train_state.TrainState):
 
         Args:
           grads: gradients like ``params``.
-          loss_fn: the loss as a function of ``params``, or an :class:`optax_sam.Objective`.
+          loss_fn: the loss as a function of ``params``, or an :class:`optax_sam.Objective`; needed if
+            ``tx`` has a sharpness-aware method in it.
           logits: the logits at ``params``, for methods that can use them.
           extra_args: further keywords for ``tx.update``, such as the ``value`` that
             ``optax.contrib.reduce_on_plateau`` asks for.
@@ -102,10 +103,11 @@ def capture_layer_input(module: nn.Module, layer: str) -> Callable[..., tuple[An
       ((4, 3), (4, 8))
     """
 
-    def apply(variables, *args, **kwargs):
-        captured, called = [], set()
+    def apply(variables: Any, *args: Any, **kwargs: Any) -> tuple[Any, jax.Array]:
+        captured: list[jax.Array] = []
+        called: set[str] = set()
 
-        def intercept(next_function, args, kwargs, context):
+        def intercept(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
             path = "/".join(context.module.path)
             if context.method_name == "__call__":
                 called.add(path)

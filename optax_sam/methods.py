@@ -17,27 +17,27 @@ method              perturbation                             evaluation         
 ``msam``            against the momentum                     one gradient per step    –
 ==================  =======================================  =======================  ==================
 
-Every method takes the keyword options of :func:`optax_sam.sharpness_aware`. SANER on top of any of them
+Every method takes the keyword options of :class:`Options`. SANER on top of any of them
 is ``combination=down_weight(0.5)``: a combination given by the user comes behind the method's own.
 """
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
 
-import chex
 import optax
 
 from optax_sam._axes import AxisName
 from optax_sam._hyperparameters import check_integer, check_number
-from optax_sam._masks import Mask
+from optax_sam._masks import MaskOrFunction
+from optax_sam._stages import as_stage
 from optax_sam.combinations import (
     down_weight,
     extrapolate,
     reuse_orthogonal,
     subtract_orthogonal,
 )
-from optax_sam.evaluations import jacobian_only, logit_only
+from optax_sam.evaluations import Evaluation, full_gradient, jacobian_only, logit_only
 from optax_sam.perturbations import (
     adaptive,
     add_noise_compensation,
@@ -48,45 +48,128 @@ from optax_sam.perturbations import (
     subtract_moving_average,
 )
 from optax_sam.sharpness_aware import sharpness_aware
+from optax_sam.wrappers import (
+    When,
+    along_previous,
+    check_ascent_fraction,
+    in_steps,
+    on_first,
+    sometimes,
+)
 
 
 class Options(TypedDict, total=False):
-    """The keyword options that every named method forwards to the engine."""
+    """The keyword options of every named method: conveniences for stages and wrappers.
+
+    Attributes:
+      combination: a third stage; it comes behind the method's own.
+      mask: see :func:`optax_sam.sharpness_aware`.
+      group_size: see :func:`optax_sam.sharpness_aware`.
+      axis_name: see :func:`optax_sam.sharpness_aware`.
+      ascent_steps: n, :func:`optax_sam.in_steps` around the perturbation.
+      ascent_fraction: q, :func:`optax_sam.on_first` around the perturbation.
+      every_k: :func:`optax_sam.sometimes` around the method.
+      start_step: likewise.
+      stop_step: likewise.
+      when: likewise.
+    """
 
     combination: optax.GradientTransformation | None
-    mask: Mask | Callable[[chex.ArrayTree], Mask] | None
+    mask: MaskOrFunction
+    group_size: int | None
     axis_name: AxisName
-    has_aux: bool
     ascent_steps: int | None
     ascent_fraction: float | None
-    group_size: int | None
-    microbatch_size: int | None
     every_k: int | None
     start_step: int | None
     stop_step: int | None
+    when: When | Callable[[optax.Updates, optax.Params], Any] | None
+
+
+def _compose(
+    options: Options,
+    perturbation: optax.GradientTransformation,
+    *,
+    evaluation: Evaluation = full_gradient,
+    combination: optax.GradientTransformation | None = None,
+    along_previous_direction: bool = False,
+    otherwise: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """A method of its own stages, with what the options add around them."""
+    given: dict[str, Any] = dict(options)
+    unknown = sorted(set(given) - set(Options.__annotations__))
+    if unknown:
+        raise TypeError(
+            f"unknown option {unknown[0]}=. The options of every method are "
+            f"{', '.join(Options.__annotations__)}."
+        )
+    if (steps := given.pop("ascent_steps", None)) is not None:
+        check_integer("ascent_steps", steps, minimum=1)
+        perturbation = in_steps(perturbation, steps)
+    if (fraction := given.pop("ascent_fraction", None)) is not None:
+        check_ascent_fraction("ascent_fraction", fraction)
+        if given.get("group_size") is not None:
+            raise ValueError(
+                f"ascent_fraction={fraction} cannot be combined with "
+                f"group_size={given['group_size']}: "
+                "each group climbs along its own gradient."
+            )
+        perturbation = on_first(perturbation, fraction)
+    if along_previous_direction and given.get("group_size") is not None:
+        raise ValueError(
+            f"msam climbs along its own last direction, so group_size={given['group_size']}, which "
+            "gives "
+            "each group its own, has no meaning. Leave it out."
+        )
+    users = given.pop("combination", None)
+    if otherwise is not None:  # what the user adds acts on the steps in between, too
+        otherwise = _chain(otherwise, users)
+    else:
+        combination = _chain(combination, users)
+    condition = {
+        name: given.pop(name, None) for name in ("every_k", "start_step", "stop_step", "when")
+    }
+    method = sharpness_aware(perturbation, evaluation=evaluation, combination=combination, **given)
+    if along_previous_direction:
+        method = along_previous(method)
+    if all(value is None for value in condition.values()):
+        return method
+    return sometimes(method, otherwise=otherwise, axis_name=given.get("axis_name"), **condition)
+
+
+def _chain(
+    own: optax.GradientTransformation | None, users: optax.GradientTransformation | None
+) -> optax.GradientTransformation | None:
+    """The user's combination behind the method's own, if there are both."""
+    if own is None or users is None:
+        return own or users
+    return optax.chain(as_stage("combination", own), as_stage("combination", users))
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _with_engine_options(method: Callable[P, R]) -> Callable[P, R]:
-    """Spells the engine's options out in the signature of a method.
+def _with_options(method: Callable[P, R]) -> Callable[P, R]:
+    """Spells the options out in the signature of a method.
 
     ``optax.inject_hyperparams`` binds arguments by signature and cannot forward a ``**options``;
-    editors and ``help`` show the real keywords too. The list exists once, in the engine.
+    editors and ``help`` show the real keywords too. The list exists once, in :class:`Options`.
     """
     own = inspect.signature(method).parameters
-    engine = inspect.signature(sharpness_aware).parameters
     spelled = [p for p in own.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    spelled += [engine[name] for name in Options.__annotations__ if name not in own]
+    spelled += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        for name in Options.__annotations__
+        if name not in own
+    ]
     method.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         sorted(spelled, key=lambda parameter: parameter.kind)
     )
     return method
 
 
-@_with_engine_options
+@_with_options
 def sam(
     rho: optax.ScalarOrSchedule = 0.05, **options: Unpack[Options]
 ) -> optax.GradientTransformationExtraArgs:
@@ -96,7 +179,7 @@ def sam(
 
     Args:
       rho: the radius ρ ≥ 0; a number or a schedule of the step. ρ = 0 is the base optimizer.
-      **options: see :func:`optax_sam.sharpness_aware`.
+      **options: see :class:`optax_sam.Options`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
@@ -117,14 +200,14 @@ def sam(
       Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021,
       arXiv 2010.01412, equations (2) and (3); code google-research/sam.
     """
-    return sharpness_aware(normalized(rho), **options)
+    return _compose(options, normalized(rho))
 
 
-@_with_engine_options
+@_with_options
 def asam(
     rho: optax.ScalarOrSchedule = 0.5,
     eta: float = 0.01,
-    scale_mask: Mask | Callable[[chex.ArrayTree], Mask] | None = None,
+    scale_mask: MaskOrFunction = None,
     **options: Unpack[Options],
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adaptive SAM: the neighborhood is measured in units of the weights.
@@ -138,7 +221,7 @@ def asam(
       eta: η ≥ 0, keeps zero weights movable.
       scale_mask: where False, t = 1; see :func:`optax_sam.adaptive`. The authors scale weights only,
         not biases.
-      **options: see :func:`optax_sam.sharpness_aware`.
+      **options: see :class:`optax_sam.Options`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
@@ -154,10 +237,10 @@ def asam(
     References:
       Kwon et al., ASAM, ICML 2021, arXiv 2102.11600, equation (6); code SamsungLabs/ASAM.
     """
-    return sharpness_aware(adaptive(rho, eta, scale_mask), **options)
+    return _compose(options, adaptive(rho, eta, scale_mask))
 
 
-@_with_engine_options
+@_with_options
 def saner(
     rho: optax.ScalarOrSchedule = 0.1,
     alpha: optax.ScalarOrSchedule = 0.5,
@@ -177,7 +260,7 @@ def saner(
       alpha: the paper's strength, 0 ≤ α ≤ 1; a number or a schedule, such as
         :func:`optax_sam.linear_warmup_alpha`. α = 0 is SAM. The authors' *code* calls 1 − α alpha.
       ratio_epsilon: ``1e-8`` for the authors' code; see :func:`optax_sam.down_weight`.
-      **options: see :func:`optax_sam.sharpness_aware`.
+      **options: see :class:`optax_sam.Options`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``. The
@@ -197,10 +280,10 @@ def saner(
       Luong et al., Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting,
       AISTATS 2026, arXiv 2411.17132, equation (6).
     """
-    return _combined(down_weight(alpha, ratio_epsilon), normalized(rho), options)
+    return _compose(options, normalized(rho), combination=down_weight(alpha, ratio_epsilon))
 
 
-@_with_engine_options
+@_with_options
 def jsam(
     rho: optax.ScalarOrSchedule = 0.05, **options: Unpack[Options]
 ) -> optax.GradientTransformationExtraArgs:
@@ -216,7 +299,7 @@ def jsam(
 
     Args:
       rho: the radius ρ ≥ 0; a number or a schedule. ρ = 0 is the base optimizer.
-      **options: see :func:`optax_sam.sharpness_aware`.
+      **options: see :class:`optax_sam.Options`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and an
@@ -237,10 +320,10 @@ def jsam(
       Baek, Kolter, Raghunathan, Why is SAM Robust to Label Noise?, ICLR 2024, arXiv 2405.03676,
       equation (4.2). The authors published no code.
     """
-    return sharpness_aware(normalized(rho), evaluation=jacobian_only, **options)
+    return _compose(options, normalized(rho), evaluation=jacobian_only)
 
 
-@_with_engine_options
+@_with_options
 def lsam(
     rho: optax.ScalarOrSchedule = 0.05, **options: Unpack[Options]
 ) -> optax.GradientTransformationExtraArgs:
@@ -255,7 +338,7 @@ def lsam(
 
     Args:
       rho: the radius ρ ≥ 0; a number or a schedule. ρ = 0 is the base optimizer.
-      **options: see :func:`optax_sam.sharpness_aware`.
+      **options: see :class:`optax_sam.Options`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and an
@@ -273,10 +356,10 @@ def lsam(
       Baek, Kolter, Raghunathan, Why is SAM Robust to Label Noise?, ICLR 2024, arXiv 2405.03676,
       equation (4.1). The authors published no code.
     """
-    return sharpness_aware(normalized(rho), evaluation=logit_only, **options)
+    return _compose(options, normalized(rho), evaluation=logit_only)
 
 
-@_with_engine_options
+@_with_options
 def ncsam(
     rho: optax.ScalarOrSchedule = 0.05,
     kappa: float = 0.1,
@@ -288,6 +371,7 @@ def ncsam(
     projection: bool = True,
     warmup_steps: int | None = None,
     warmup: Literal["sgd", "sam"] = "sgd",
+    label_of: Callable[[Any], Any] | None = None,
     **options: Unpack[Options],
 ) -> optax.GradientTransformationExtraArgs:
     r"""NCSAM: SAM whose perturbation is compensated for the effect of label noise.
@@ -311,11 +395,12 @@ def ncsam(
       projection: project to the ρ-ball as in the paper; False as in the authors' released code.
       warmup_steps: steps before the compensation begins, if any; the paper takes 50 of 200 epochs.
       warmup: what those steps are, ``"sgd"`` (no second gradient) or ``"sam"``.
-      **options: see :func:`optax_sam.sharpness_aware`; ``start_step`` is ``warmup_steps`` here.
+      label_of: picks the labels out of a pytree; see :func:`optax_sam.add_noise_compensation`.
+      **options: see :class:`optax_sam.Options`; ``start_step`` is ``warmup_steps`` here.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and an
-      :class:`optax_sam.Objective` with integer labels as ``loss_fn``, and takes ``logits``.
+      :class:`optax_sam.Objective` with integer or soft labels as ``loss_fn``, and takes ``logits``.
 
     Raises:
       ValueError: if a number is out of range.
@@ -340,7 +425,13 @@ def ncsam(
         raise ValueError("ncsam takes warmup_steps in place of start_step.")
     strength: optax.ScalarOrSchedule = kappa
     every_k = options.get("every_k") or 1
+    check_number("kappa", kappa, minimum=0)
     if total_steps is not None:
+        if warmup_steps >= total_steps:
+            raise ValueError(
+                f"warmup_steps={warmup_steps} leaves none of total_steps={total_steps} for the "
+                "compensation; total_steps counts the whole training, warm-up included."
+            )
         progress = noise_compensation_schedule(kappa, total_steps)
         # It counts the steps with a second gradient, and has not seen the others.
         strength = lambda count: progress(count * every_k + skipped)  # noqa: E731
@@ -350,12 +441,13 @@ def ncsam(
         seed=seed,
         deterministic=deterministic,
         start_step=-(-(warmup_steps - skipped) // every_k),
+        label_of=label_of,
     )
     stages = [normalized(rho), compensation, *([project_to_ball(rho)] if projection else [])]
-    return sharpness_aware(optax.chain(*stages), **options)
+    return _compose(options, optax.chain(*stages))
 
 
-@_with_engine_options
+@_with_options
 def gsam(
     rho: optax.ScalarOrSchedule = 0.05,
     alpha: optax.ScalarOrSchedule = 0.1,
@@ -371,7 +463,7 @@ def gsam(
     Args:
       rho: the radius ρ ≥ 0; a number or a schedule of the step.
       alpha: weight α of the orthogonal part; a number or a schedule. α = 0 is SAM.
-      **options: see :func:`optax_sam.sharpness_aware`.
+      **options: see :class:`optax_sam.Options`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
@@ -387,10 +479,10 @@ def gsam(
       Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, ICLR 2022, arXiv
       2203.08065; code juntang-zhuang/GSAM.
     """
-    return _combined(subtract_orthogonal(alpha), normalized(rho), options)
+    return _compose(options, normalized(rho), combination=subtract_orthogonal(alpha))
 
 
-@_with_engine_options
+@_with_options
 def friendly_sam(
     rho: optax.ScalarOrSchedule = 0.05,
     sigma: float = 1.0,
@@ -406,7 +498,7 @@ def friendly_sam(
       rho: the radius ρ ≥ 0; a number or a schedule of the step.
       sigma: how much σ of the average m is subtracted. σ = 0 is SAM.
       decay: λ, 0 ≤ λ ≤ 1; 0.6 in the authors' run script.
-      **options: see :func:`optax_sam.sharpness_aware`.
+      **options: see :class:`optax_sam.Options`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
@@ -423,10 +515,10 @@ def friendly_sam(
       nblt/F-SAM. See :func:`optax_sam.subtract_moving_average`.
     """
     ascent = optax.chain(subtract_moving_average(sigma, decay), normalized(rho))
-    return sharpness_aware(ascent, **options)
+    return _compose(options, ascent)
 
 
-@_with_engine_options
+@_with_options
 def vasso(
     rho: optax.ScalarOrSchedule = 0.05, theta: float = 0.2, **options: Unpack[Options]
 ) -> optax.GradientTransformationExtraArgs:
@@ -438,7 +530,7 @@ def vasso(
     Args:
       rho: the radius ρ ≥ 0; a number or a schedule of the step.
       theta: weight θ of the current gradient, 0 < θ ≤ 1. θ = 1 is SAM.
-      **options: see :func:`optax_sam.sharpness_aware`.
+      **options: see :class:`optax_sam.Options`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
@@ -454,10 +546,10 @@ def vasso(
       Li and Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression, NeurIPS
       2023, arXiv 2309.15639; code BingcongLi/VaSSO.
     """
-    return sharpness_aware(optax.chain(moving_average(theta), normalized(rho)), **options)
+    return _compose(options, optax.chain(moving_average(theta), normalized(rho)))
 
 
-@_with_engine_options
+@_with_options
 def wsam(
     rho: optax.ScalarOrSchedule = 0.05,
     gamma: optax.ScalarOrSchedule = 0.9,
@@ -471,7 +563,7 @@ def wsam(
     Args:
       rho: the radius ρ ≥ 0; a number or a schedule of the step.
       gamma: 0 ≤ γ < 1; a number or a schedule. γ = 0 is the base optimizer, γ = ½ is SAM.
-      **options: see :func:`optax_sam.sharpness_aware`.
+      **options: see :class:`optax_sam.Options`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
@@ -486,10 +578,10 @@ def wsam(
     References:
       Yue et al., Sharpness-Aware Minimization Revisited, KDD 2023, arXiv 2305.15817; the coupled form.
     """
-    return _combined(extrapolate(gamma), normalized(rho), options)
+    return _compose(options, normalized(rho), combination=extrapolate(gamma))
 
 
-@_with_engine_options
+@_with_options
 def looksam(  # type: ignore[misc]  # every_k has a default of its own here
     rho: optax.ScalarOrSchedule = 0.05,
     every_k: int = 5,
@@ -509,7 +601,8 @@ def looksam(  # type: ignore[misc]  # every_k has a default of its own here
       every_k: k ≥ 1. k = 1 is SAM.
       alpha: α ≥ 0, length of the reused part relative to g; a number or a schedule.
       norm_epsilon: added to ‖v‖; see :func:`optax_sam.reuse_orthogonal`.
-      **options: see :func:`optax_sam.sharpness_aware`. A ``combination`` acts on every step.
+      **options: see :class:`optax_sam.Options`. A ``combination`` acts on the
+        steps with a second gradient.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
@@ -525,11 +618,12 @@ def looksam(  # type: ignore[misc]  # every_k has a default of its own here
       Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization, CVPR 2022, arXiv
       2203.02714, algorithm 1, with global norms.
     """
-    reuse = reuse_orthogonal(alpha, norm_epsilon)
-    return sharpness_aware(normalized(rho), reuse=reuse, every_k=every_k, **options)
+    check_integer("every_k", every_k, minimum=1)
+    with_period = cast(Options, {"every_k": every_k} | options)
+    return _compose(with_period, normalized(rho), otherwise=reuse_orthogonal(alpha, norm_epsilon))
 
 
-@_with_engine_options
+@_with_options
 def msam(
     rho: optax.ScalarOrSchedule = 3.0, momentum: float = 0.9, **options: Unpack[Options]
 ) -> optax.GradientTransformationExtraArgs:
@@ -546,7 +640,7 @@ def msam(
     Args:
       rho: the radius ρ ≥ 0; a number or a schedule of the step. The authors take 3 on CIFAR.
       momentum: μ, 0 ≤ μ < 1.
-      **options: see :func:`optax_sam.sharpness_aware`.
+      **options: see :class:`optax_sam.Options`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
@@ -564,16 +658,4 @@ def msam(
     """
     check_number("momentum", momentum, minimum=0, maximum=1, exclusive_maximum=True)
     ascent = optax.chain(optax.trace(momentum), normalized(rho), optax.scale(-1.0))
-    return sharpness_aware(ascent, climb="previous", **options)
-
-
-def _combined(
-    own: optax.GradientTransformation,
-    perturbation: optax.GradientTransformation,
-    options: Options,
-) -> optax.GradientTransformationExtraArgs:
-    """A method with a combination of its own; the one that the user gives comes behind it."""
-    given = options.get("combination")
-    combination = own if given is None else optax.chain(own, given)
-    rest: Any = {name: value for name, value in options.items() if name != "combination"}
-    return sharpness_aware(perturbation, combination=combination, **rest)
+    return _compose(options, ascent, along_previous_direction=True)

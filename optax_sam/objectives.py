@@ -8,20 +8,28 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import _batches
-from optax_sam._hyperparameters import check_callable, check_integer
+from optax_sam import _axes, _batches, _microbatches, _tree
+from optax_sam._batches import count_parts, largest_divisor
+from optax_sam._hyperparameters import check_callable
+from optax_sam._loss_checks import check_labels, check_losses
+from optax_sam.loss_scaling import scale_cotangents
+
+LossPerExample = Callable[[Any, Any], jax.Array]
+Penalty = Callable[[Any], jax.Array]
 
 
 @jax.tree_util.register_pytree_node_class
 class Objective:
-    r"""A supervised mean loss, :math:`L(w) = \frac{1}{B} \sum_i \ell(f(w, x_i), y_i)`, and its parts.
+    r"""A supervised mean loss that keeps its parts.
+
+    .. math:: L(w) = \frac{\sum_i v_i \, \ell(f(w, x_i), y_i)}{\sum_i v_i} + R(w)
 
     Calling it gives the loss, so it goes wherever a loss function goes:
     ``jax.value_and_grad(objective)(params)``. Methods that look inside the loss ask it for the
     logits (:func:`optax_sam.jsam`, :func:`optax_sam.lsam`), for a subset of the examples with other
     labels (NCSAM), or for groups of examples (m-SAM).
 
-    It is a pytree: ``inputs`` and ``labels`` are leaves. A callable that is a pytree itself, such as
+    It is a pytree: all arrays are leaves. A callable that is a pytree itself, such as
     ``jax.tree_util.Partial`` or a module of arrays, keeps its arrays as leaves; any other callable
     is static. Crossing a ``jax.jit`` boundary therefore traces anew only if a *static* callable
     changes; a lambda made anew each step does, ``model.apply`` and ``Partial`` do not.
@@ -33,12 +41,24 @@ class Objective:
       labels: array or pytree of arrays with a leading batch axis of length B.
       loss: ``loss(logits, labels)``, one value per example: shape ``(B, ...)``; any further axes
         (tokens, pixels) are averaged over too.
-      has_aux: whether ``apply_fn`` returns auxiliary output beside the logits.
+      weights: :math:`v_i \ge 0`, shape ``(B,)`` or any leading part of the losses' shape (one per
+        token: ``(B, T)``). They are normalized over the whole batch, so that a microbatch or a group
+        counts by its share of the weights. Weights that are all zero give a zero loss. None: all 1.
+      penalty: ``penalty(params) -> scalar``, R: for example weight decay inside the loss. It is
+        perturbed with the loss, and counts once for microbatches and groups.
+      microbatch_size: examples to compute at once; must divide B. Value, gradients and logits are
+        computed microbatch by microbatch, in the memory of one and with the same result. None: all
+        at once. Networks that mix the examples of a batch (BatchNorm in training) are refused.
+      has_aux: whether ``apply_fn`` returns auxiliary output beside the logits. With microbatches,
+        output per example is joined, and other floating output is averaged; it has no derivative.
+      loss_scale: see :func:`optax_sam.loss_scaled`; a positive scalar that may be traced.
 
     Raises:
-      TypeError: if ``apply_fn`` or ``loss`` is not callable.
-      ValueError: if the batch axes disagree, if the loss is not one value per example, or if
-        ``apply_fn`` returns a tuple without ``has_aux`` (and the reverse).
+      TypeError: if ``apply_fn``, ``loss`` or ``penalty`` is not callable; when called, if the labels do
+        not fit the default loss.
+      ValueError: if the batch axes disagree or ``microbatch_size`` does not divide B; when called, if
+        the loss is not one value per example, if ``apply_fn`` returns a tuple without ``has_aux`` (and
+        the reverse), or if the network mixes the examples of a microbatch.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax_sam
@@ -54,43 +74,108 @@ class Objective:
         apply_fn: Callable[..., Any],
         inputs: chex.ArrayTree,
         labels: chex.ArrayTree,
-        loss: Callable[..., jax.Array] = optax.softmax_cross_entropy_with_integer_labels,
+        loss: LossPerExample = optax.softmax_cross_entropy_with_integer_labels,
         *,
+        weights: jax.Array | None = None,
+        penalty: Penalty | None = None,
+        microbatch_size: int | None = None,
         has_aux: bool = False,
+        loss_scale: chex.Numeric | None = None,
     ):
         self.apply_fn = check_callable(
             "apply_fn", apply_fn, "Pass a function (params, inputs) -> logits, e.g. model.apply."
         )
-        self.loss = check_callable(
+        self.loss: LossPerExample = check_callable(
             "loss", loss, "Pass a function (logits, labels) -> one loss per example."
         )
+        self.penalty: Penalty | None = penalty
+        if penalty is not None:
+            check_callable("penalty", penalty, "Pass a function params -> scalar.")
+        if not isinstance(has_aux, bool):
+            raise TypeError(f"has_aux must be True or False, got {has_aux!r}.")
         self.inputs = inputs
         self.labels = labels
+        self.weights = weights
+        self.microbatch_size = microbatch_size
         self.has_aux = has_aux
-        sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((inputs, labels))}
+        self.loss_scale = loss_scale
+        self._check_batch()
+
+    def _check_batch(self) -> None:
+        batch = {"inputs": self.inputs, "labels": self.labels}
+        if self.weights is not None:
+            batch["weights"] = self.weights
+            kinds = (jnp.floating, jnp.integer, jnp.bool_)
+            if not hasattr(self.weights, "dtype") or not any(
+                jnp.issubdtype(self.weights.dtype, kind) for kind in kinds
+            ):
+                raise TypeError(
+                    "weights must be an array of numbers, shape (B,) or like the losses, got "
+                    f"{self.weights!r}."
+                )
+        sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
         if len(sizes) != 1 or sizes == {()}:
-            shapes = jax.tree.map(jnp.shape, {"inputs": inputs, "labels": labels})
+            shapes = jax.tree.map(jnp.shape, batch)
             raise ValueError(
-                f"inputs and labels need one common leading batch axis, got shapes {shapes}."
+                f"{', '.join(batch)} need one common leading batch axis, got shapes {shapes}."
             )
+        if sizes == {(0,)}:
+            raise ValueError("inputs and labels have no example: the batch axis has length 0.")
+        if self.microbatch_size is not None:
+            count_parts(self.batch_size, self.microbatch_size, "microbatch_size")
 
     @property
     def batch_size(self) -> int:
         """The number of examples B."""
-        return jnp.shape(jax.tree.leaves((self.labels, self.inputs))[0])[0]
+        return int(jnp.shape(jax.tree.leaves((self.labels, self.inputs))[0])[0])
+
+    @property
+    def examples(self) -> tuple[chex.ArrayTree, chex.ArrayTree, jax.Array | None]:
+        """``(inputs, labels, weights)``: all arrays with a batch axis."""
+        return self.inputs, self.labels, self.weights
+
+    @property
+    def total_weight(self) -> jax.Array:
+        r""":math:`\sum_i v_i`, a scalar in at least JAX's default float dtype; B without weights.
+
+        What a batch counts beside others: the mean loss over several devices is the sum of
+        ``total_weight * loss`` over the sum of ``total_weight``.
+        """
+        if self.weights is None:
+            return jnp.asarray(self.batch_size, float)
+        dtype = jnp.promote_types(jnp.result_type(float), jnp.result_type(self.weights))
+        return jnp.sum(jnp.asarray(self.weights).astype(dtype))
 
     def __call__(self, params: chex.ArrayTree) -> Any:
-        """The mean loss at ``params``, or ``(loss, aux)`` with ``has_aux``."""
-        logits, aux = self.logits_and_aux(params)
-        loss = self.loss_from_logits(logits)
+        """The loss at ``params``, or ``(loss, aux)`` with ``has_aux``."""
+        if self.microbatch_size is not None and self.microbatch_size < self.batch_size:
+            loss, aux = _microbatches.loss_and_aux(self, params)
+        else:
+            params = scale_cotangents(params, self.loss_scale, "divide")
+            logits, aux = self.logits_and_aux(params)
+            loss = scale_cotangents(self.loss_from_logits(logits), self.loss_scale, "multiply")
+        if self.penalty is not None:
+            loss = loss + self.penalty_of(params)
         return (loss, aux) if self.has_aux else loss
+
+    def penalty_of(self, params: chex.ArrayTree) -> jax.Array:
+        """The penalty R at ``params``; 0 without one."""
+        value = jnp.zeros([]) if self.penalty is None else self.penalty(params)
+        if jnp.shape(value) != () or not _tree.is_floating(value):
+            raise TypeError(
+                f"penalty must return a scalar, got shape {jnp.shape(value)} and dtype "
+                f"{jnp.result_type(value)}. Sum over all parameters inside it."
+            )
+        return value
 
     def logits(self, params: chex.ArrayTree) -> chex.ArrayTree:
         """The logits at ``params``, without auxiliary output."""
+        if self.microbatch_size is not None and self.microbatch_size < self.batch_size:
+            return _microbatches.logits(self, params)
         return self.logits_and_aux(params)[0]
 
     def logits_and_aux(self, params: chex.ArrayTree) -> tuple[chex.ArrayTree, Any]:
-        """The logits and the auxiliary output (``None`` without ``has_aux``) at ``params``."""
+        """The logits and the auxiliary output (None without ``has_aux``) of the batch at once."""
         output = self.apply_fn(params, self.inputs)
         if not self.has_aux:
             if isinstance(output, tuple):
@@ -101,28 +186,69 @@ class Objective:
             return output, None
         if not (isinstance(output, tuple) and len(output) == 2):
             raise ValueError(
-                f"with has_aux=True apply_fn must return (logits, aux), got {type(output).__name__}."
+                "with has_aux=True apply_fn must return (logits, aux), got "
+                f"{type(output).__name__}."
             )
         return output
 
     def losses_from_logits(self, logits: chex.ArrayTree) -> jax.Array:
-        """The loss of every example, given the logits."""
+        """The loss of every example, given the logits; shape ``(B, ...)``, without weights."""
+        check_labels(self.loss, logits, self.labels)
         losses = self.loss(logits, self.labels)
-        if jnp.shape(losses)[:1] != (self.batch_size,):
-            raise ValueError(
-                "loss must return one value per example, shape "
-                f"({self.batch_size}, ...), got shape {jnp.shape(losses)}. Objective takes the mean "
-                "itself: pass the loss without it."
-            )
+        check_losses(losses, self.loss, logits, self.labels, self.batch_size)
         return losses
 
     def loss_from_logits(self, logits: chex.ArrayTree) -> jax.Array:
-        """The mean loss, given the logits."""
-        return jnp.mean(self.losses_from_logits(logits))
+        """The mean loss, given the logits; without the penalty."""
+        losses = self.losses_from_logits(logits)
+        if self.weights is None:
+            return jnp.mean(losses)
+        weights = self._weights_like(losses)
+        # Half precision would lose the sum of many weights.
+        total = jnp.sum(weights)
+        mean = _tree.divide_or_zero(jnp.sum(weights * losses.astype(weights.dtype)), total)
+        return mean.astype(losses.dtype)
+
+    def _weights_like(self, losses: jax.Array) -> jax.Array:
+        """The weights, repeated along the axes of the losses that they do not have."""
+        weights = jnp.asarray(self.weights)
+        if weights.shape != losses.shape[: weights.ndim]:
+            raise ValueError(
+                f"weights must have shape {losses.shape} like the losses, or a leading part of it "
+                "such "
+                f"as {losses.shape[:1]}, got {weights.shape}."
+            )
+        dtype = jnp.promote_types(losses.dtype, jnp.float32)
+        weights = weights.astype(dtype)
+        weights = weights.reshape(*weights.shape, *(1,) * (losses.ndim - weights.ndim))
+        return jnp.broadcast_to(weights, losses.shape)
 
     def logit_gradient(self, logits: chex.ArrayTree) -> chex.ArrayTree:
         r"""The logit term :math:`\partial L/\partial f`: (softmax − one-hot)/B for cross-entropy."""
         return jax.grad(self.loss_from_logits)(logits)
+
+    def with_logit_term_at(self, logits: chex.ArrayTree) -> "Objective":
+        r"""The objective with the value of this one, whose logit term stays that of ``logits``.
+
+        Its gradient at w is :math:`\sum_i J(w, x_i)^\top c_i` with
+        :math:`c = \partial L/\partial f` at the given logits, whatever the logits at w are. It is the
+        gradient of the loss :math:`\langle f(w, x_i), c_i \rangle`, so that microbatches, groups and
+        sharding come from the objective, and no vector-Jacobian product is written by hand.
+        """
+        wide = jax.tree.map(
+            lambda z: jnp.asarray(z).astype(jnp.promote_types(jnp.result_type(z), jnp.float32)),
+            logits,
+        )
+        terms = jax.tree.map(lambda c: c * self.batch_size, self.logit_gradient(wide))
+        losses = jax.eval_shape(self.losses_from_logits, wide)
+        ones = jnp.ones(losses.shape, jnp.promote_types(losses.dtype, jnp.float32))
+        weights = ones if self.weights is None else self._weights_like(ones)
+        factors = self.batch_size * _tree.divide_or_zero(weights, jnp.sum(weights))
+        return self.replace(
+            labels=(terms, self.labels, factors),
+            loss=_FixedLogitTerm(self.loss),
+            weights=None,
+        )
 
     def replace(self, **changes: Any) -> Self:
         """The same objective with other arguments, named as in the constructor."""
@@ -131,7 +257,11 @@ class Objective:
             "inputs": self.inputs,
             "labels": self.labels,
             "loss": self.loss,
+            "weights": self.weights,
+            "penalty": self.penalty,
+            "microbatch_size": self.microbatch_size,
             "has_aux": self.has_aux,
+            "loss_scale": self.loss_scale,
         }
         return type(self)(**(arguments | changes))
 
@@ -139,21 +269,30 @@ class Objective:
         """The same examples with other labels."""
         return self.replace(labels=labels)
 
+    def with_examples(
+        self, examples: tuple[chex.ArrayTree, chex.ArrayTree, jax.Array | None]
+    ) -> Self:
+        """The same loss of other ``(inputs, labels, weights)``; microbatches no larger than now."""
+        inputs, labels, weights = examples
+        changed = self.replace(inputs=inputs, labels=labels, weights=weights, microbatch_size=None)
+        if self.microbatch_size is not None:
+            changed.microbatch_size = largest_divisor(changed.batch_size, self.microbatch_size)
+        return changed
+
     def subset(self, indices: Any) -> Self:
-        """The mean loss over the chosen examples only.
+        """The weighted mean loss over the chosen examples only.
 
         Args:
           indices: a slice, or an integer array of example indices, shape ``(m,)``.
         """
-        inputs, labels = jax.tree.map(lambda leaf: leaf[indices], (self.inputs, self.labels))
-        return self.replace(inputs=inputs, labels=labels)
+        return self.with_examples(jax.tree.map(lambda leaf: leaf[indices], self.examples))
 
     def groups(self, size: int) -> Self:
         """The examples cut into consecutive groups of ``size``, for ``jax.vmap`` or ``jax.lax.map``.
 
         The leaves of the result have shape ``(B / size, size, ...)``: mapped over their leading
-        axis, each piece is the objective of one group, and the mean of the groups' losses is the
-        loss of the batch.
+        axis, each piece is the objective of one group. The mean of the groups' losses, each weighted
+        by its share of the weights, is the loss of the batch.
 
         Args:
           size: number of examples in a group; must divide the batch size.
@@ -161,25 +300,34 @@ class Objective:
         Raises:
           ValueError: if ``size`` does not divide the batch size.
         """
-        count = count_groups(self, size)
-        inputs, labels = _batches.cut((self.inputs, self.labels), count)
-        return self.replace(inputs=inputs, labels=labels)
+        count = count_parts(self.batch_size, size, "group_size")
+        grouped = self.replace(microbatch_size=None)
+        cut = _batches.cut(self.examples, count)
+        grouped.inputs, grouped.labels, grouped.weights = cut
+        if self.microbatch_size is not None:
+            grouped.microbatch_size = largest_divisor(size, self.microbatch_size)
+        return grouped
 
-    def tree_flatten(self) -> tuple[tuple, tuple]:
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Splits the arrays from the static parts, as ``jax.jit`` needs it."""
-        apply_leaf, apply_static = _split_callable(self.apply_fn)
-        loss_leaf, loss_static = _split_callable(self.loss)
-        children = (apply_leaf, loss_leaf, self.inputs, self.labels)
-        return children, (apply_static, loss_static, self.has_aux)
+        callables = [
+            _split_callable(function) for function in (self.apply_fn, self.loss, self.penalty)
+        ]
+        leaves, static = zip(*callables, strict=True)
+        arrays = (self.inputs, self.labels, self.weights, self.loss_scale)
+        return (leaves, arrays), (static, self.microbatch_size, self.has_aux)
 
     @classmethod
-    def tree_unflatten(cls, static: tuple, children: tuple) -> Self:
+    def tree_unflatten(cls, static: tuple[Any, ...], children: tuple[Any, ...]) -> Self:
         """Rebuilds the objective without checks: JAX also puts placeholders into the leaves."""
         objective = object.__new__(cls)
-        apply_leaf, loss_leaf, objective.inputs, objective.labels = children
-        apply_static, loss_static, objective.has_aux = static
-        objective.apply_fn = apply_leaf if apply_static is None else apply_static
-        objective.loss = loss_leaf if loss_static is None else loss_static
+        leaves, arrays = children
+        objective.inputs, objective.labels, objective.weights, objective.loss_scale = arrays
+        functions, objective.microbatch_size, objective.has_aux = static
+        objective.apply_fn, objective.loss, objective.penalty = (
+            leaf if function is None else function
+            for leaf, function in zip(leaves, functions, strict=True)
+        )
         return objective
 
     def __repr__(self) -> str:
@@ -189,9 +337,46 @@ class Objective:
         )
 
 
-def _split_callable(function: Callable[..., Any]) -> tuple[Any, Any]:
+@jax.tree_util.register_pytree_node_class
+class _FixedLogitTerm:
+    r"""The loss with the value of another one, and the derivative :math:`c_i` in the logits.
+
+    Its labels are ``(c, labels, factors)``; the factors are what each loss counts in the mean.
+    """
+
+    def __init__(self, loss: LossPerExample):
+        self.loss = loss
+
+    def __call__(self, logits: chex.ArrayTree, labels: Any) -> jax.Array:
+        terms, labels, factors = labels
+
+        def inner(z: jax.Array, c: jax.Array) -> jax.Array:
+            return jnp.sum(z.astype(c.dtype) * c, axis=tuple(range(1, c.ndim)))
+
+        products = jax.tree.leaves(jax.tree.map(inner, logits, terms))
+        inner_product = sum(products[1:], products[0])
+        losses = factors * self.loss(logits, labels).astype(factors.dtype)
+        value = jnp.sum(losses, axis=tuple(range(1, losses.ndim)))
+        return inner_product + jax.lax.stop_gradient(value - inner_product)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _FixedLogitTerm) and self.loss == other.loss
+
+    def __hash__(self) -> int:
+        return hash((_FixedLogitTerm, self.loss))
+
+    def tree_flatten(self) -> tuple[tuple[Any], tuple[Any]]:
+        leaf, static = _split_callable(self.loss)
+        return (leaf,), (static,)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[Any], children: tuple[Any]) -> "_FixedLogitTerm":
+        return cls(children[0] if static[0] is None else static[0])
+
+
+def _split_callable(function: Callable[..., Any] | None) -> tuple[Any, Any]:
     """``(leaf, static)``, one of them None: a callable pytree travels as leaves, others as static."""
-    if is_pytree(function):
+    if function is not None and is_pytree(function):
         return function, None
     return None, function
 
@@ -209,24 +394,13 @@ def with_parameters(
     loss_fn: Callable[..., Any], transform: Callable[[chex.ArrayTree], chex.ArrayTree]
 ) -> Callable[..., Any]:
     """The loss at ``transform(params)``; an ``Objective`` stays one."""
-    inner = loss_fn.apply_fn if isinstance(loss_fn, Objective) else loss_fn
-
-    def transformed(params, *inputs):
-        return inner(transform(params), *inputs)
-
-    return loss_fn.replace(apply_fn=transformed) if isinstance(loss_fn, Objective) else transformed
-
-
-def count_groups(objective: Objective, size: int) -> int:
-    """How many groups of ``size`` examples there are; refuses a size that leaves some out."""
-    check_integer("size", size, minimum=1)
-    count, remainder = divmod(objective.batch_size, size)
-    if remainder:
-        raise ValueError(
-            f"groups of {size} examples do not divide a batch of {objective.batch_size}; choose a "
-            "divisor, or drop the last examples."
-        )
-    return count
+    if not isinstance(loss_fn, Objective):
+        return lambda params: loss_fn(transform(params))
+    apply_fn, penalty = loss_fn.apply_fn, loss_fn.penalty
+    return loss_fn.replace(
+        apply_fn=lambda params, inputs: apply_fn(transform(params), inputs),
+        penalty=None if penalty is None else lambda params: penalty(transform(params)),
+    )
 
 
 def gathered(objective: Objective) -> Objective:
@@ -234,8 +408,7 @@ def gathered(objective: Objective) -> Objective:
 
     A typed shard cannot be mapped over in groups. Everywhere else nothing changes.
     """
-    inputs, labels = _batches.gathered((objective.inputs, objective.labels))
-    return objective.replace(inputs=inputs, labels=labels)
+    return objective.with_examples(_batches.gathered(objective.examples))
 
 
 def require_objective(loss_fn: Any, method: str) -> Objective:
@@ -244,6 +417,19 @@ def require_objective(loss_fn: Any, method: str) -> Objective:
         raise TypeError(
             f"{method} needs to look inside the loss, but loss_fn is {loss_fn!r}. Pass "
             "loss_fn=optax_sam.Objective(apply_fn, inputs, labels), which is the mean loss "
-            "and keeps the logits, the examples and the labels apart."
+            "and keeps the logits, the examples and the labels apart. A penalty in the loss "
+            "(weight decay) goes along as Objective(..., penalty=), weights as Objective(..., "
+            "weights=)."
         )
     return loss_fn
+
+
+def device_share(loss_fn: Any, axis_name: _axes.AxisName) -> jax.Array | None:
+    """What this device's part of the batch counts in the mean over a mapped axis; None if all alike."""
+    if (
+        not isinstance(loss_fn, Objective)
+        or loss_fn.weights is None
+        or not _axes.names_of(axis_name)
+    ):
+        return None
+    return _axes.share_of_weight(loss_fn.total_weight, axis_name)

@@ -1,17 +1,13 @@
 """The engine's public face: perturbation, evaluation and combination wired into one transformation."""
 
-from collections.abc import Callable
-from typing import Literal
-
-import chex
 import jax
 import optax
 
-from optax_sam._ascent_schedule import AscentSchedule
 from optax_sam._axes import AxisName
-from optax_sam._engine import Engine, SharpnessAwareMetrics, SharpnessAwareState, as_stage
+from optax_sam._engine import Engine
 from optax_sam._hyperparameters import check_callable
-from optax_sam._masks import Mask
+from optax_sam._masks import MaskOrFunction
+from optax_sam._stages import SharpnessAwareMetrics, SharpnessAwareState, as_stage
 from optax_sam.evaluations import Evaluation, full_gradient
 
 __all__ = ["SharpnessAwareMetrics", "SharpnessAwareState", "get_metrics", "sharpness_aware"]
@@ -22,18 +18,9 @@ def sharpness_aware(
     *,
     evaluation: Evaluation = full_gradient,
     combination: optax.GradientTransformation | None = None,
-    mask: Mask | Callable[[chex.ArrayTree], Mask] | None = None,
-    axis_name: AxisName = None,
-    has_aux: bool = False,
-    climb: Literal["clean", "previous"] = "clean",
-    ascent_steps: int | None = None,
-    ascent_fraction: float | None = None,
+    mask: MaskOrFunction = None,
     group_size: int | None = None,
-    microbatch_size: int | None = None,
-    every_k: int | None = None,
-    start_step: int | None = None,
-    stop_step: int | None = None,
-    reuse: optax.GradientTransformation | None = None,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Perturb, evaluate, combine: every method of this package is one call of this function.
 
@@ -48,55 +35,42 @@ def sharpness_aware(
     pass is discarded: batch statistics and the reported loss come from the caller's own pass at w.
 
     Args:
-      perturbation: stage 1, from gradients to ε, e.g. :func:`optax_sam.normalized`.
+      perturbation: stage 1, from gradients to ε, e.g. :func:`optax_sam.normalized`. Wrappers such as
+        :func:`optax_sam.in_steps` and :func:`optax_sam.on_first` change how it is climbed.
       evaluation: stage 2, e.g. :func:`optax_sam.full_gradient`.
       combination: stage 3, e.g. :func:`optax_sam.down_weight`; None descends along g'. It receives
         the extra argument ``clean_grads``.
       mask: pytree of bools like the parameters (or a prefix, or a function of the parameters that
         returns one): where False, a leaf is never perturbed and does not count in ‖g‖. It still
-        receives its gradient at w + ε.
+        receives its gradient at w + ε. Leaves that the optimizer behind the method freezes belong
+        here too: otherwise a part of ε is spent on them. Under ``optax.inject_hyperparams`` name it in
+        ``static_args``.
+      group_size: m, cuts the batch of an ``Objective`` into groups of m examples, each with its own ε
+        from its own gradient (m-SAM; 1 is 1-SAM), by a fast path where it pays
+        (:func:`optax_sam.explain` tells). m must divide the batch. The combination acts on the
+        averages. The incoming g is not used, so ``jit`` removes its computation.
       axis_name: name(s) of the mapped axis under ``pmap``, ``shard_map`` or ``vmap``. Local
         gradients in: each device perturbs for its own shard (m-sharpness), and no all-reduce is
         needed for ε. Averaged gradients in: one ε for the global batch. The result is averaged in
-        all cases. Under ``jit`` with sharded arrays leave it out: ε is that of the global batch.
-        Gradients that the engine takes itself (``ascent_steps``, ``ascent_fraction``) are those of
-        the device's own shard.
-      has_aux: whether a plain ``loss_fn`` returns ``(loss, aux)``. An ``Objective`` knows.
-      climb: ``"clean"`` climbs along g; ``"previous"`` along the last step's g', so that a step costs
-        one gradient (the first step climbs nowhere).
-      ascent_steps: n ≥ 1 climbs of an n-th of the perturbation each, with a gradient in between;
-        None is one. Costs n + 1 gradients. Only the first climb advances the perturbation's state.
-      ascent_fraction: 0 < q ≤ 1, takes the ascent gradient on the first ⌊q B⌋ examples of an
-        ``Objective`` (at least one). If nothing else uses the incoming g (no ``combination``), ``jit``
-        removes its computation, and the two gradients cost 1 + q.
-      group_size: m, cuts the batch of an ``Objective`` into groups of m examples, each with its own ε
-        from its own gradient (m-SAM; 1 is 1-SAM), by a fast path where it pays. m must divide the
-        batch. The combination acts on the averages. The incoming g is not used, so ``jit`` removes
-        its computation.
-      microbatch_size: takes every pass of an ``Objective`` that is the engine's in slices of this
-        many examples, in the memory of one slice and with the same result (networks that do not mix
-        examples). Must divide the batch; with groups, a multiple of m. For the clean pass, which is
-        the training step's, there is :func:`optax_sam.value_and_grad`.
-      every_k: a second gradient only every k-th step, really skipped in between; those steps
-        descend along g, or along what ``reuse`` makes of it. None is every step.
-      start_step: the first step with a second gradient (late SAM); None is step 0.
-      stop_step: the first step without one again; None never stops.
-      reuse: what stands in for g' on skipped steps, e.g. :func:`optax_sam.reuse_orthogonal`; None
-        descends along g there, and leaves the combination out.
+        all cases, by the weights of the objective if it has some. Under ``jit`` with sharded arrays
+        leave it out: ε is that of the global batch. ``()`` says that each device goes its own way.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` whose ``update`` needs ``params`` and takes
 
-      * ``loss_fn`` (required): ``params -> loss``, or an :class:`optax_sam.Objective`.
+      * ``loss_fn`` (required): ``params -> loss`` or ``(loss, aux)``, or an
+        :class:`optax_sam.Objective`.
       * ``logits`` (optional): the logits at w from the training step's own pass; methods that look
         inside the loss then need no second forward pass.
+      * ``clean_grads`` (optional): g for the combination, where the incoming updates are not it.
       * any other keyword, which is forwarded to all stages.
 
     Raises:
-      ValueError: if an argument is out of range; from ``update``, if ``params`` is missing or the
-        loss differs along a mapped axis that ``axis_name`` does not name.
+      ValueError: if an argument is out of range; from ``update``, if ``params`` is missing, if the
+        updates are not like them, or if a mapped axis is not named.
       TypeError: if a stage is not a gradient transformation; from ``update``, if ``loss_fn`` is
-        missing or is not a scalar loss, or if a parameter is complex.
+        missing or does not return a scalar loss, if the state is another optimizer's, or if a
+        parameter is complex.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_sam
@@ -116,16 +90,8 @@ def sharpness_aware(
         evaluation=check_callable("evaluation", evaluation, "Pass e.g. optax_sam.full_gradient."),
         combination=None if combination is None else as_stage("combination", combination),
         mask=mask,
-        axis_name=axis_name,
-        has_aux=has_aux,
-        climb=climb,
-        ascent_steps=ascent_steps,
-        ascent_fraction=ascent_fraction,
         group_size=group_size,
-        microbatch_size=microbatch_size,
-        radius=getattr(perturbation, "radius", None),
-        schedule=AscentSchedule(every_k, start_step, stop_step),
-        reuse=None if reuse is None else as_stage("reuse", reuse),
+        axis_name=axis_name,
     )
     return optax.GradientTransformationExtraArgs(engine.init, engine.update)
 
@@ -153,8 +119,10 @@ def get_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
     states = [value for _, value in found if isinstance(value, SharpnessAwareMetrics)]
     if len(states) != 1:
         raise ValueError(
-            f"expected the state of one sharpness-aware method, found {len(states)}. With several, "
-            "use optax.tree.get_all_with_path(opt_state, 'metrics')."
+            f"expected the state of one sharpness-aware method, found {len(states)}. Pass the "
+            "opt_state of "
+            "an optimizer with one method in it; with several, use "
+            "optax.tree.get_all_with_path(opt_state, 'metrics')."
         )
     metrics = states[0]._asdict()
     for _, fraction in optax.tree.get_all_with_path(opt_state, "down_weighted_fraction"):

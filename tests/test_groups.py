@@ -1,4 +1,4 @@
-"""m-SAM over groups, over devices and in slices."""
+"""m-SAM over groups and over devices, and microbatches in every pass."""
 
 import functools
 
@@ -33,8 +33,9 @@ def convolve(kernel, images):
     return y.mean((1, 2))
 
 
-def update(tx, inputs, labels):
-    params, objective = mlp_parameters(), Objective(apply_mlp, inputs, labels)
+def update(tx, inputs, labels, **options):
+    """One update; the options are the objective's."""
+    params, objective = mlp_parameters(), Objective(apply_mlp, inputs, labels, **options)
     grads = jax.grad(objective)(params)
     return tx.update(grads, tx.init(params), params, loss_fn=objective)[0]
 
@@ -84,7 +85,7 @@ def test_per_device_perturbations_are_the_groups_of_one_device(name, how):
 def test_result_does_not_depend_on_the_microbatch(name, size):
     inputs, labels = examples(batch_size=BATCH)
     results = [
-        jax.jit(functools.partial(update, METHODS[name](RHO, group_size=size, microbatch_size=m)))(
+        jax.jit(functools.partial(update, METHODS[name](RHO, group_size=size), microbatch_size=m))(
             inputs, labels
         )
         for m in (8, 16)
@@ -95,17 +96,19 @@ def test_result_does_not_depend_on_the_microbatch(name, size):
 
 
 @pytest.mark.parametrize(
-    ("method", "options"),
+    ("tx", "options"),
     [
-        (optax_sam.jsam, {"group_size": 1}),
-        (optax_sam.asam, {"group_size": 2}),
-        (optax_sam.saner, {"microbatch_size": 2}),
+        (optax_sam.jsam(RHO, group_size=1), {}),
+        (optax_sam.friendly_sam(RHO, group_size=2), {}),
+        (optax_sam.saner(RHO), {"microbatch_size": 2}),
     ],
+    ids=["jsam", "friendly_sam", "microbatches"],
 )
-def test_explicit_sharding_gives_the_same(method, options):
+@pytest.mark.filterwarnings(r"ignore:group_size=2 differentiates")
+def test_explicit_sharding_gives_the_same(tx, options):
     """The axes that ``jax.make_mesh`` makes by itself: JAX types shards, and refuses to cut them."""
     inputs, labels = examples(batch_size=BATCH)
-    step = jax.jit(functools.partial(update, method(RHO, **options)))
+    step = jax.jit(functools.partial(update, tx, **options))
     expected = step(inputs, labels)
     mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Explicit,))
     sharded = jax.device_put((inputs, labels), NamedSharding(mesh, P("data")))
@@ -113,10 +116,10 @@ def test_explicit_sharding_gives_the_same(method, options):
         assert_close(step(*sharded), expected)
 
 
-@pytest.mark.parametrize("option", [{"group_size": 1}, {"microbatch_size": 8}])
-def test_loops_over_a_sharded_batch_use_all_devices(option):
-    """Under jit every slice or chunk of the examples is spread over the devices."""
-    tx = optax_sam.sam(RHO, **option)
+@pytest.mark.parametrize(("group_size", "microbatch_size"), [(1, None), (None, 8)])
+def test_loops_over_a_sharded_batch_use_all_devices(group_size, microbatch_size):
+    """Under jit every microbatch is spread over the devices."""
+    tx = optax_sam.sam(RHO, group_size=group_size)
     params = {"kernel": jnp.zeros((3, 3, 1, 8)), "head": jnp.zeros((8, 4))}
     inputs, labels = jnp.zeros((64, 8, 8, 1)), jnp.zeros(64, jnp.int32)
 
@@ -124,7 +127,7 @@ def test_loops_over_a_sharded_batch_use_all_devices(option):
         return jnp.tanh(convolve(params["kernel"], images)) @ params["head"]
 
     def direction(params, inputs, labels):
-        objective = Objective(apply, inputs, labels)
+        objective = Objective(apply, inputs, labels, microbatch_size=microbatch_size)
         return tx.update(params, tx.init(params), params, loss_fn=objective)[0]
 
     def flops(data):
@@ -136,51 +139,49 @@ def test_loops_over_a_sharded_batch_use_all_devices(option):
     assert flops(sharded) < 1.1 / DEVICES * flops((inputs, labels))
 
 
-SLICED = {
+MANY_PASSES = {
     "sam": optax_sam.sam,
     "several steps": functools.partial(optax_sam.sam, ascent_steps=3),
     "a part of the batch": functools.partial(optax_sam.sam, ascent_fraction=0.8),  # 12 of 16
     "jsam": optax_sam.jsam,
+    "lsam": optax_sam.lsam,
     "ncsam": functools.partial(optax_sam.ncsam, kappa=0.5, flip_ratio=0.4),
 }
 
 
-@pytest.mark.parametrize("name", SLICED)
-def test_slices_of_every_pass_give_the_whole_batch(name):
+@pytest.mark.parametrize("name", MANY_PASSES)
+def test_microbatches_of_every_pass_give_the_whole_batch(name):
     inputs, labels = examples(batch_size=BATCH)
-    sliced, whole = (
-        jax.jit(functools.partial(update, SLICED[name](RHO, microbatch_size=size)))(inputs, labels)
+    cut, whole = (
+        jax.jit(functools.partial(update, MANY_PASSES[name](RHO), microbatch_size=size))(
+            inputs, labels
+        )
         for size in (4, None)
     )
-    assert_close(sliced, whole)
+    assert_close(cut, whole)
 
 
-@pytest.mark.parametrize("name", SLICED)
-def test_the_memory_is_that_of_one_slice(name):
-    """Neither activations of the whole batch, nor gradients of several slices side by side."""
+@pytest.mark.parametrize("name", MANY_PASSES)
+def test_the_memory_is_that_of_one_microbatch(name):
+    """Neither activations of the whole batch, nor gradients of several microbatches side by side."""
     size, width = 256, 512
     inputs, labels = jnp.zeros((size, 16)), jnp.zeros(size, jnp.int32)
     params = {"a": jnp.zeros((16, width)), "b": jnp.zeros((width, 4))}
+    tx = MANY_PASSES[name](RHO)
 
     def apply(params, inputs):
         return jnp.tanh(inputs @ params["a"]) @ params["b"]
 
     def temporary(microbatch_size):
-        tx = SLICED[name](RHO, microbatch_size=microbatch_size)
-
         def step(params, state, inputs, labels):
-            objective = Objective(apply, inputs, labels)
-            if microbatch_size is None:
-                grads = jax.grad(objective)(params)
-            else:
-                grads = optax_sam.value_and_grad(objective, params, microbatch_size=2)[1]
-            return tx.update(grads, state, params, loss_fn=objective)
+            objective = Objective(apply, inputs, labels, microbatch_size=microbatch_size)
+            return tx.update(jax.grad(objective)(params), state, params, loss_fn=objective)
 
         program = jax.jit(step).lower(params, tx.init(params), inputs, labels).compile()
         return program.memory_analysis().temp_size_in_bytes
 
     weights = 4 * (16 + 4) * width
-    # A few gradients and perturbations; eight slices side by side would be eight gradients more.
+    # A few gradients and perturbations; eight microbatches side by side would be eight gradients more.
     assert temporary(2) < 7 * weights < temporary(None)
 
 
@@ -192,6 +193,7 @@ def test_zero_rho_descends_along_the_gradient(size):
 
 
 @pytest.mark.parametrize("size", [1, 4, 16])
+@pytest.mark.filterwarnings(r"ignore:group_size=\d+ differentiates")
 def test_groups_keep_no_copies_of_large_weights(size):
     """Differentiating each group by itself has a gradient and perturbed weights for each at work."""
     inputs, labels = jnp.zeros((64, 512)), jnp.zeros(64, jnp.int32)
@@ -207,7 +209,7 @@ def test_groups_keep_no_copies_of_large_weights(size):
         return program.memory_analysis().temp_size_in_bytes
 
     weights = 4 * 512 * (512 + 4)
-    assert temporary(optax_sam.sam) < 1.5 * weights < 2 * weights < temporary(optax_sam.asam)
+    assert temporary(optax_sam.sam) < 1.5 * weights < 2 * weights < temporary(optax_sam.friendly_sam)
 
 
 def test_groups_are_differentiated_by_themselves_where_that_is_faster():
@@ -226,6 +228,7 @@ def test_groups_are_differentiated_by_themselves_where_that_is_faster():
 
 
 @pytest.mark.parametrize("method", [optax_sam.asam, optax_sam.vasso, optax_sam.friendly_sam])
+@pytest.mark.filterwarnings(r"ignore:group_size=1 differentiates")
 def test_groups_of_one_without_a_fast_path(method):
     """The grouped form of any perturbation; the mean of one-example steps is the reference."""
     inputs, labels = examples(batch_size=8)
@@ -236,15 +239,22 @@ def test_groups_of_one_without_a_fast_path(method):
 
 def test_errors_name_the_argument():
     inputs, labels = examples(batch_size=8)
-    with pytest.raises(ValueError, match="groups of 3 examples do not divide a batch of 8"):
+    with pytest.raises(ValueError, match="group_size=3 must divide the batch of 8 .* such as 2"):
         update(optax_sam.sam(RHO, group_size=3), inputs, labels)
-    with pytest.raises(ValueError, match="microbatch_size=6 must be a multiple of group_size=4"):
-        optax_sam.sam(RHO, group_size=4, microbatch_size=6)
     with pytest.raises(ValueError, match="group_size must be at least 1, got 0"):
         optax_sam.sam(RHO, group_size=0)
-    with pytest.raises(ValueError, match="cannot be combined with climb='previous'"):
+    with pytest.raises(ValueError, match="msam climbs along its own last direction, so group_size=2"):
         optax_sam.msam(RHO, group_size=2)
+    with pytest.raises(ValueError, match=r"ascent_fraction=0\.5 cannot be combined with group_size=2"):
+        optax_sam.sam(RHO, group_size=2, ascent_fraction=0.5)
     tx = optax_sam.sam(RHO, group_size=2)
     w = jnp.ones(2)
     with pytest.raises(TypeError, match=r"group_size needs to look inside the loss.*Objective\("):
         tx.update(w, tx.init(w), w, loss_fn=lambda w: jnp.sum(w**2))
+
+
+def test_along_previous_refuses_groups():
+    inputs, labels = examples(batch_size=8)
+    tx = optax_sam.along_previous(optax_sam.sam(RHO, group_size=2))
+    with pytest.raises(ValueError, match=r"group_size each group climbs.*along_previous"):
+        update(tx, inputs, labels)

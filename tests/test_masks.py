@@ -4,7 +4,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import optax_sam
@@ -39,7 +38,6 @@ def test_trees_and_functions(mask):
 
 
 def test_prefixes():
-    assert resolve(False) == jax.tree.map(lambda _: False, PARAMS)
     assert resolve({"body": True, "head": False}) == {
         "body": {"kernel": True, "scale": True},
         "head": False,
@@ -51,6 +49,17 @@ def test_masks_of_other_trees_are_refused():
         resolve({"body": True})
     with pytest.raises(ValueError, match="mask does not match the parameters"):
         resolve({"body": True, "head": {"more": True}})
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [False, True, np.True_, jnp.array(True), np.ones(3, bool), lambda params: True],
+    ids=["False", "True", "numpy", "jax", "array", "function"],
+)
+def test_one_bool_for_all_is_refused(mask):
+    """It is what ``inject_hyperparams`` makes of a function, which it takes for a schedule."""
+    with pytest.raises(TypeError, match=r"mask must be a pytree.*leave it out.*static_args=\('mask',\)"):
+        resolve(mask)
 
 
 @pytest.mark.parametrize(
@@ -107,12 +116,11 @@ def test_masked_leaves_are_neither_perturbed_nor_counted(method):
     np.testing.assert_allclose(updates["head"], 2.0)
 
 
-def test_a_mask_of_nothing_is_the_base_optimizer():
+@pytest.mark.parametrize("every", [lambda p: jax.tree.map(lambda _: False, p), {"body": False, "head": False}])
+def test_a_mask_of_nothing_is_refused(every):
     def loss_fn(params):
         return sum(jnp.sum(leaf**3) for leaf in jax.tree.leaves(params))
 
-    gradients = jax.grad(loss_fn)(PARAMS)
-    tx = optax_sam.sam(0.5, mask=False)
-    updates, state = tx.update(gradients, tx.init(PARAMS), PARAMS, loss_fn=loss_fn)
-    chex.assert_trees_all_equal(updates, gradients)
-    assert float(optax.tree.get(state, "perturbation_norm")) == 0.0
+    tx = optax_sam.sam(0.5, mask=every)
+    with pytest.raises(ValueError, match=r"mask excludes every parameter.*use the optimizer alone"):
+        tx.update(jax.grad(loss_fn)(PARAMS), tx.init(PARAMS), PARAMS, loss_fn=loss_fn)

@@ -93,11 +93,11 @@ def test_a_mapped_group_knows_its_size():
 
 
 def test_groups_refuse_a_size_that_does_not_divide():
-    with pytest.raises(ValueError, match="groups of 3 examples do not divide a batch of 8"):
+    with pytest.raises(ValueError, match="group_size=3 must divide the batch of 8.*such as 2"):
         mlp_objective().groups(3)
-    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="group_size must be at least 1, got 0"):
         mlp_objective().groups(0)
-    with pytest.raises(TypeError, match=r"size must be an integer, got 2\.0"):
+    with pytest.raises(TypeError, match=r"group_size must be an integer, got 2\.0"):
         mlp_objective().groups(2.0)
 
 

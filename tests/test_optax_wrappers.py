@@ -252,7 +252,7 @@ def test_accumulation_behind_the_method(method):
 def test_accumulation_around_the_method_meets_only_the_last_microbatch(method):
     """As documented by optax's contract: the mean gradient, but one loss function.
 
-    ``microbatch_size=`` of a method accumulates both passes; see the peer bugs.
+    ``Objective(..., microbatch_size=)`` accumulates both passes; see the peer bugs.
     """
     tx = optax.MultiSteps(optax.chain(make(method), optax.sgd(0.1)), 2)
     actual = updates_of(tx, steps=2)[1]

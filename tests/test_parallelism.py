@@ -222,17 +222,73 @@ def test_two_mesh_axes():
     assert_close(jax.jit(mapped)(*batch()), on_whole_batch()["sam"][0])
 
 
-@pytest.mark.parametrize("name", ["sam", "jsam", "gsam"])
-def test_a_forgotten_axis_name_under_shard_map_is_an_error(name):
+MAPPED = ["shard_map", "shard_map unchecked", "pmap"]
+
+
+@pytest.mark.parametrize("run", MAPPED)
+@pytest.mark.parametrize(
+    "tx",
+    [optax_sam.sam(RHO), optax_sam.jsam(RHO, group_size=1), optax_sam.saner(RHO, every_k=2)],
+    ids=["sam", "groups", "sometimes"],
+)
+def test_audit_1_1_axis_name_forgotten(run, tx):
+    """Averaged gradients went in and were perturbed on each device's own shard: the devices drifted."""
+
     def on_shard(inputs, labels):
-        return update_on(METHODS[name](RHO), inputs, labels)[0]
+        objective = Objective(apply_mlp, inputs, labels)
+        params = mlp_parameters()
+        return tx.update(params, tx.init(params), params, loss_fn=objective)[0]
 
-    with pytest.raises(ValueError, match=r"differs along the mapped axis 'data'.*axis_name='data'"):
+    with pytest.raises(
+        ValueError, match=r"over the axis 'data'.*drift apart.*axis_name='data'.*axis_name=\(\)"
+    ):
+        RUNNERS[run](on_shard)
+
+
+@pytest.mark.parametrize("run", ["shard_map unchecked", "pmap"])
+def test_audit_1_1_each_device_may_go_its_own_way(run):
+    """``axis_name=()`` says that nothing is to be averaged."""
+    tx = optax_sam.sam(RHO, axis_name=())
+
+    def on_shard(inputs, labels):
+        direction, _ = update_on(tx, inputs, labels, axis_name="data")
+        return jax.lax.all_gather(direction, "data")
+
+    assert_close(RUNNERS[run](on_shard), on_each_shard()["sam"][0])
+
+
+def test_audit_1_1_jit_and_vmap_need_no_axis_name():
+    """``vmap`` maps over seeds or folds; sharded arrays under ``jit`` are one global batch."""
+    tx = optax_sam.sam(RHO)
+    each = jax.vmap(lambda x, y: update_on(tx, x, y)[0], axis_name="seeds")(*shards())
+    assert_close(each, on_each_shard()["sam"][0])
+    sharding = NamedSharding(mesh(), P("data"))
+    sharded = jax.device_put(batch(), sharding)
+    with jax.set_mesh(mesh()):
+        actual = jax.jit(lambda x, y: update_on(tx, x, y)[0])(*sharded)
+    assert_close(actual, on_whole_batch()["sam"][0])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [functools.partial(optax_sam.sam, RHO), functools.partial(optax_sam.sam, RHO, every_k=2)],
+    ids=["method", "sometimes"],
+)
+def test_an_axis_name_that_nobody_maps(make):
+    with pytest.raises(ValueError, match=r"axis_name='dta' names no mapped axis.*leave it out"):
+        update_on(make(axis_name="dta"), *batch())
+
+    def on_shard(inputs, labels):
+        return update_on(make(axis_name="dta"), inputs, labels)[0]
+
+    with pytest.raises(ValueError, match=r"axis_name='dta' names.*mapped here are \('data',\)"):
         under_shard_map(on_shard)
+    with pytest.raises(TypeError, match=r"axis_name must be.*got \['data'\].*\('hosts', 'devices'\)"):
+        make(axis_name=["data"])
 
 
-def test_a_loss_averaged_by_the_caller_needs_no_axis_name():
-    """The other remedy that the error names."""
+def test_a_loss_averaged_by_the_caller():
+    """Gradients of a loss that is one and the same on all devices."""
 
     def on_shard(inputs, labels):
         params, objective = mlp_parameters(), Objective(apply_mlp, inputs, labels)
@@ -240,10 +296,20 @@ def test_a_loss_averaged_by_the_caller_needs_no_axis_name():
         def loss_fn(params):
             return jax.lax.pmean(objective(params), "data")
 
-        tx = optax_sam.sam(RHO)
+        tx = optax_sam.sam(RHO, axis_name=())
         return tx.update(jax.grad(loss_fn)(params), tx.init(params), params, loss_fn=loss_fn)[0]
 
     assert_close(under_shard_map(on_shard), on_whole_batch()["sam"][0])
+
+
+def test_an_axis_that_is_declined_though_the_loss_differs_along_it():
+    """Differentiating in replicated parameters would sum over the devices."""
+
+    def on_shard(inputs, labels):
+        return update_on(optax_sam.sam(RHO, axis_name=()), inputs, labels)[0]
+
+    with pytest.raises(ValueError, match=r"differs along the mapped axis 'data'.*axis_name='data'"):
+        under_shard_map(on_shard)
 
 
 @pytest.mark.parametrize("run", ["shard_map", "pmap"])

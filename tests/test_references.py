@@ -26,14 +26,14 @@ def setup():
     return start, flat, lambda w, x: apply_fn(unravel(w), x), batches
 
 
-def run_ours(tx, steps=STEPS):
+def run_ours(tx, steps=STEPS, microbatch_size=None):
     params, _, _, batches = setup()
     state = tx.init(params)
     directions = []
 
     @jax.jit
     def step(params, state, inputs, labels):
-        loss_fn = optax_sam.Objective(apply_fn, inputs, labels)
+        loss_fn = optax_sam.Objective(apply_fn, inputs, labels, microbatch_size=microbatch_size)
         grads = jax.grad(loss_fn)(params)
         direction, state = tx.update(grads, state, params, loss_fn=loss_fn)
         return optax.apply_updates(params, optax.tree.scale(-0.1, direction)), state, direction
@@ -76,6 +76,16 @@ class PartOfTheBatch(references.SAM):
         return problem.grad(w + references.towards(ascent, self.rho))
 
 
+class StepsOnAPart(references.SAM):
+    """Every step of the climb sees the same first examples."""
+
+    def direction(self, problem, w):
+        part, climbed = problem.on(np.arange(3)), w
+        for _ in range(3):
+            climbed = climbed + references.towards(part.grad(climbed), self.rho / 3)
+        return problem.grad(climbed)
+
+
 class Groups(references.SAM):
     def direction(self, problem, w):
         parts = [problem.on(np.arange(start, start + 4)) for start in range(0, 12, 4)]
@@ -96,6 +106,16 @@ class EveryThird(references.SAM):
         return super().direction(problem, w) if self.step % 3 == 1 else problem.grad(w)
 
 
+class EveryThirdSANER(references.METHODS["saner"]):
+    """The combination belongs to the steps with a second gradient."""
+
+    step = 0
+
+    def direction(self, problem, w):
+        self.step += 1
+        return super().direction(problem, w) if self.step % 3 == 1 else problem.grad(w)
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("make", "reference"),
@@ -104,19 +124,33 @@ class EveryThird(references.SAM):
         (lambda: optax_sam.sam(RHO, ascent_fraction=0.25), PartOfTheBatch),
         (lambda: optax_sam.sam(RHO, ascent_fraction=1.0), references.SAM),
         (lambda: optax_sam.sam(RHO, ascent_steps=1), references.SAM),
+        (lambda: optax_sam.sam(RHO, ascent_steps=3, ascent_fraction=0.25), StepsOnAPart),
         (lambda: optax_sam.sam(RHO, group_size=4), Groups),
-        (lambda: optax_sam.sam(RHO, group_size=4, microbatch_size=12), Groups),
         (lambda: optax_sam.saner(RHO, group_size=4), references.with_saner(Groups)),
-        (lambda: optax_sam.jsam(RHO, group_size=4, microbatch_size=4), GroupsOfJSAM),
-        (lambda: optax_sam.sam(RHO, microbatch_size=3), references.SAM),
-        (lambda: optax_sam.jsam(RHO, microbatch_size=3), references.JSAM),
-        (lambda: optax_sam.gsam(RHO, microbatch_size=6), references.GSAM),
         (lambda: optax_sam.sam(RHO, every_k=3), EveryThird),
+        (lambda: optax_sam.saner(RHO, every_k=3), EveryThirdSANER),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_option_is_the_obvious_one(make, reference):
     np.testing.assert_allclose(run_ours(make()), run_reference(reference(RHO)), atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("make", "size", "reference"),
+    [
+        (lambda: optax_sam.sam(RHO), 3, references.SAM),
+        (lambda: optax_sam.jsam(RHO), 3, references.JSAM),
+        (lambda: optax_sam.gsam(RHO), 6, references.GSAM),
+        (lambda: optax_sam.sam(RHO, group_size=4), 6, Groups),
+        (lambda: optax_sam.jsam(RHO, group_size=4), 4, GroupsOfJSAM),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_microbatches_change_nothing(make, size, reference):
+    ours = run_ours(make(), microbatch_size=size)
+    np.testing.assert_allclose(ours, run_reference(reference(RHO)), atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")

@@ -6,9 +6,13 @@ array silently to the dtype that is asked for. A record beside the arrays theref
 with its shape and dtype, and holds a digest of their bytes and one of itself.
 """
 
+import contextlib
 import hashlib
+import io
 import json
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +23,10 @@ import orbax.checkpoint as ocp
 
 class CheckpointError(Exception):
     """A checkpoint that must not be resumed from; the message says why and what to do."""
+
+
+class CheckpointNotSaved(CheckpointError):
+    """The file system refuses a checkpoint; the run can go on from the one before."""
 
 
 class Checkpoint(NamedTuple):
@@ -56,14 +64,20 @@ class Checkpoints:
     def save(self, epoch: int, state: Any, record: dict[str, Any]) -> None:
         """Saves a pytree of NumPy arrays and a JSON record; complete when it returns."""
         arrays = _named_arrays(state)
-        record = record | {"arrays": _manifest(arrays), "arrays_sha256": _digest(arrays)}
-        saved = self._manager.save(
-            epoch,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(arrays),
-                record=ocp.args.JsonSave(record | {"record_sha256": _json_digest(record)}),
-            ),
+        record = record | {
+            "epoch": epoch,  # the folder may be renamed
+            "arrays": _manifest(arrays),
+            "arrays_sha256": _digest(arrays),
+        }
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays),
+            record=ocp.args.JsonSave(record | {"record_sha256": _json_digest(record)}),
         )
+        try:
+            with _without_tracebacks():
+                saved = self._manager.save(epoch, args=items)
+        except Exception as error:  # orbax and tensorstore raise whatever the file system led to
+            raise self._not_saved(epoch, error) from error
         if not saved:  # orbax keeps silent where there is a later one
             raise CheckpointError(
                 f"the checkpoint of epoch {epoch} was not saved in {self.folder}, which holds "
@@ -97,6 +111,10 @@ class Checkpoints:
         digest = record.pop("record_sha256", None) if isinstance(record, dict) else None
         if digest is None or digest != _json_digest(record):
             raise self._refuse(epoch, "its record is damaged: it does not match its own digest")
+        if record["epoch"] != epoch:
+            raise self._refuse(
+                epoch, f"it is that of epoch {record['epoch']}, renamed or copied to another name"
+            )
         if check is not None:
             check(record)
         expected = _named_arrays(like)
@@ -128,6 +146,16 @@ class Checkpoints:
             raise self._refuse(epoch, f"it has no {item}")
         return result
 
+    def _not_saved(self, epoch: int, error: Exception) -> CheckpointNotSaved:
+        latest = self.latest()
+        system = re.search(r": ([^:]*?) \[os_error_code", str(error))
+        reason = system[1] if system else f"{type(error).__name__}: {str(error)[:200]}"
+        return CheckpointNotSaved(
+            f"the checkpoint of epoch {epoch} could not be written in {self.folder} ({reason}). "
+            + (f"The last one, {latest}, is unharmed." if latest else "There is no earlier one.")
+            + " Free some space."
+        )
+
     def _refuse(self, epoch: int, reason: str) -> CheckpointError:
         earlier = [step for step in self._manager.all_steps() if step < epoch]
         remedy = f"go on from epoch {max(earlier)}" if earlier else "begin anew"
@@ -135,6 +163,18 @@ class Checkpoints:
             f"the checkpoint {self.folder / str(epoch)} is refused: {reason}. Delete this folder to "
             f"{remedy}, or restore it from a copy."
         )
+
+
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Keeps what orbax's threads print of an error off the terminal: the caller gets the error."""
+    logger = logging.getLogger("absl")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.disabled = disabled
 
 
 def _named_arrays(tree: Any) -> dict[str, np.ndarray]:

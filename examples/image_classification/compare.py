@@ -15,12 +15,16 @@ import matplotlib
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from . import logs
 from .config import differences
 from .figures import STYLE, save
+from .output_folder import explain, held, write_atomically
+
+PROGRAM = "python -m examples.image_classification.compare"
 
 COLUMNS = {
     "test, last epoch": ("last", "test_accuracy"),
@@ -28,6 +32,11 @@ COLUMNS = {
     "correct labels fitted": ("last", "clean_fit"),
     "wrong labels memorized": ("last", "memorized"),
 }
+HEADERS = (
+    *("run", "seeds", "test, last\nepoch [%]", "test, best\nepoch [%]"),
+    *("correct\nfitted [%]", "memorized\n[%]", "images\n/ s"),
+)
+"""The columns as the terminal shows them, which may be only 80 characters wide."""
 
 
 class FinishedRun(NamedTuple):
@@ -61,11 +70,25 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
       ValueError: if the folder holds none.
     """
+    name = "results.json"
     try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        return FinishedRun(folder, results, logs.read_csv(folder / "metrics.csv"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder}: results.json is damaged ({error}). Run it again.") from None
+        results = json.loads((folder / name).read_text(encoding="utf-8"))
+        config, last = results["config"], results["last"]
+        if (
+            not {"method", "seed"} <= config.keys()
+            or not {"best", "labels_sha256"} <= results.keys()
+        ):
+            raise ValueError("it holds no results")
+        name = "metrics.csv"
+        rows = logs.read_csv(folder / name)
+        if not rows or rows[-1]["epoch"] != last["epoch"]:
+            raise ValueError("it ends at another epoch than results.json")
+        return FinishedRun(folder, results, rows)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{folder}: {name} is damaged, or not of this program ({error}). Write it again with "
+            "--resume, or leave this folder out."
+        ) from None
     except FileNotFoundError as error:
         reason = "training has not finished" if (folder / "config.json").exists() else "no run"
         raise ValueError(
@@ -171,11 +194,18 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
         folder for folder in comparison.runs if folder.resolve() != comparison.output.resolve()
     ]
     groups = group_runs([read_run(folder) for folder in folders])
+    with held(comparison.output):
+        return _report(groups, comparison.output)
+
+
+def _report(groups: dict[str, list[FinishedRun]], output: Path) -> list[dict[str, Any]]:
     rows = table_rows(groups)
     header = ["run", "seeds", *COLUMNS, "images/s"]
     notes = label_notes(groups)
 
-    table = Table(*header)
+    table = Table(box=box.SIMPLE_HEAD)
+    for index, name in enumerate(HEADERS):
+        table.add_column(name, justify="right" if index else "left", no_wrap=index > 0)
     for row in rows:
         table.add_row(*cells(row))
     console = Console()
@@ -186,19 +216,21 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     lines += ["", "Shares in percent, mean ± standard deviation over the seeds.", *notes]
-    comparison.output.mkdir(parents=True, exist_ok=True)
-    logs.write_atomically(comparison.output / "table.md", "\n".join(lines) + "\n")
-    logs.write_csv(comparison.output / "table.csv", rows)
-    save(plot(groups), comparison.output / "curves.png")
+    write_atomically(output / "table.md", "\n".join(lines) + "\n")
+    logs.write_csv(output / "table.csv", rows)
+    save(plot(groups), output / "curves.png")
+    console.print(f"files in {output}: table.md, table.csv, curves.png", soft_wrap=True)
     return rows
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     try:
-        compare(tyro.cli(Comparison, args=arguments))
-    except (ValueError, OSError) as error:
+        compare(tyro.cli(Comparison, args=arguments, prog=PROGRAM))
+    except ValueError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {explain(error)}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """The settings of a run; every field is a command-line flag."""
 
 import dataclasses
+import difflib
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,7 +23,7 @@ class Config:
 
     # Data and its labels
     data: str = "digits"
-    """``digits`` (built in), a folder with CIFAR-10, CIFAR-100, MNIST or Fashion-MNIST as published,
+    """digits (built in), a folder with CIFAR-10, CIFAR-100, MNIST or Fashion-MNIST as published,
     or a .npz file."""
 
     human_labels: Path | None = None
@@ -60,7 +62,7 @@ class Config:
     """Layers of the WideResNet: 6 n + 4."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the network's computation; the parameters are always float32."""
+    """Numbers in which the network computes; the parameters are always float32."""
 
     # Method
     method: str = "saner"
@@ -103,16 +105,17 @@ class Config:
     """Initial learning rate of SGD."""
 
     schedule: Literal["constant", "cosine", "multistep"] = "cosine"
-    """How it falls: not, to zero along a cosine, or by 10 at 50 % and 75 % of the epochs."""
+    """How the learning rate falls: not at all, to zero along a cosine, or to a tenth at 50 % and again
+    at 75 % of the epochs."""
 
     momentum: float = 0.9
     """Momentum of SGD, in [0, 1), and of Momentum-SAM."""
 
     weight_decay: float = 5e-4
-    """Coupled L2 weight decay, added to the gradient behind the method."""
+    """Coupled L2 weight decay, added to the gradient after the method."""
 
     seed: int = 0
-    """Of the wrong labels, the initial weights, the order of the data and the augmentation."""
+    """It decides the wrong labels, the initial weights, the order of the data and the augmentation."""
 
     # Devices
     parallel: Literal["jit", "pmap", "shard_map"] = "jit"
@@ -144,18 +147,15 @@ class Config:
     """Checkpoints to keep."""
 
     def __post_init__(self):
-        names = ", ".join(METHODS)
-        _require(self.method in METHODS, "--method", self.method, f"Choose from {names}.")
+        _require_one_of(METHODS, "--method", self.method)
         for field in dataclasses.fields(self):
             choices = get_args(field.type)
             if choices and all(isinstance(choice, str) for choice in choices):
-                value = getattr(self, field.name)
-                _require(value in choices, _flag(field.name), value, f"Choose from {choices}.")
+                _require_one_of(choices, _flag(field.name), getattr(self, field.name))
         for kind in self.augmentation:
-            kinds = get_args(Augmentation)
-            _require(kind in kinds, "--augmentation", kind, f"Choose from {kinds}.")
-        known = self.noise in NOISE or (self.noise.startswith("human:") and len(self.noise) > 6)
-        _require(known, "--noise", self.noise, f"Choose from {NOISE} or human:ANNOTATION.")
+            _require_one_of(get_args(Augmentation), "--augmentation", kind)
+        if not self.noise.startswith("human:") or self.noise == "human:":
+            _require_one_of((*NOISE, "human:ANNOTATION"), "--noise", self.noise)
         for name in (
             "noise_rate",
             "down_weight_warmup",
@@ -278,6 +278,13 @@ def differences(one: dict, other: dict) -> dict[str, tuple]:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _require_one_of(choices: Iterable[str], flag: str, value: str) -> None:
+    choices = list(choices)
+    near = difflib.get_close_matches(value, choices, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    _require(value in choices, flag, value, f"{hint}Choose from {', '.join(choices)}.")
 
 
 def _require(condition: object, flag: str, value: object, remedy: str) -> None:

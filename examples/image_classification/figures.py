@@ -1,5 +1,6 @@
 """The figures of one run."""
 
+import io
 from pathlib import Path
 
 import matplotlib
@@ -8,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .logs import Row
+from .output_folder import write_atomically
 
 STYLE = {
     "axes.spines.top": False,
@@ -52,9 +54,9 @@ def plot_run(
 
 def save(figure: Figure, path: Path) -> None:
     """Replaces a picture in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=150, bbox_inches="tight", format=path.suffix[1:])
-    temporary.replace(path)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150, bbox_inches="tight", format=path.suffix[1:])
+    write_atomically(path, image.getvalue())
 
 
 def plot_lines(axes, rows: list[Row], curves: dict[str, tuple[str, str]]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +12,10 @@ import tensorboardX
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .output_folder import write_atomically
+
 Row = dict[str, float]
 """An epoch's numbers: ``epoch``, ``loss``, ``test_accuracy``, ..."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file in one step: a reader never sees half of it, nor does a killed run leave it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    temporary.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -30,11 +26,11 @@ def write_json(path: Path, value: Any) -> None:
 def write_csv(path: Path, rows: list[Row]) -> None:
     """Writes one line per epoch; a number that an epoch lacks is an empty cell."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [columns] + [[row.get(name, "") for name in columns] for row in rows]
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(lines)
-    temporary.replace(path)
+    text = io.StringIO()
+    csv.writer(text).writerows(
+        [columns, *([row.get(name, "") for name in columns] for row in rows)]
+    )
+    write_atomically(path, text.getvalue())
 
 
 def read_csv(path: Path) -> list[Row]:

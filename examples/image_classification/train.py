@@ -2,15 +2,19 @@
 
     python -m examples.image_classification.train                      # digits, in seconds
     python -m examples.image_classification.train saner-cifar10 --data DIR --output runs/saner
-    python -m examples.image_classification.train saner-cifar10 --help # all flags, with their values
+    python -m examples.image_classification.train --help               # all settings, all flags
 
 The first word names a set of settings (presets.py), every flag changes one of them. The output folder
 gets config.json, labels.npz, metrics.csv, TensorBoard files, checkpoints, results.json and figures.
 """
 
+import contextlib
 import dataclasses
+import difflib
 import hashlib
 import importlib.metadata
+import io
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -23,14 +27,17 @@ import tyro
 from jax.experimental import multihost_utils
 
 from . import figures, logs, methods
-from .checkpoints import Checkpoint, CheckpointError, Checkpoints
+from .checkpoints import Checkpoint, CheckpointError, CheckpointNotSaved, Checkpoints
 from .config import Config, differences
 from .data import load, mean_and_deviation, noisy_labels, subset
 from .devices import Devices, start_processes
 from .models import make_model
+from .output_folder import explain, held, write_atomically
 from .presets import PRESETS
 from .steps import Epochs, Evaluator, Source, TrainState, make_group_probe, make_train_step
 
+PROGRAM = "examples.image_classification.train"
+INTERRUPTED = 130  # what shells expect of a program that was stopped by Ctrl-C
 PROBE_SIZE = 256
 
 MAY_MOVE = ("data", "human_labels")
@@ -66,7 +73,7 @@ class Processes:
 class Command:
     """Trains one network with one method on images with wrong labels."""
 
-    config: tyro.conf.OmitArgPrefixes[Config]
+    settings: tyro.conf.OmitArgPrefixes[Config]
     processes: tyro.conf.OmitArgPrefixes[Processes] = dataclasses.field(default_factory=Processes)
 
 
@@ -231,16 +238,15 @@ def train(config: Config, processes: Processes | None = None) -> dict[str, Any]:
         jax.config.update("jax_num_cpu_devices", processes.simulated_devices)
     if processes.distributed:
         start_processes(processes.coordinator, processes.processes, processes.process)
-    run = _in_all_processes(lambda: _prepare(config))
-    checkpoints = Checkpoints(config.output / "checkpoints", config.keep_checkpoints)
-    try:
+    with contextlib.ExitStack() as stack:
+        run = _in_all_processes(lambda: _prepare(config, stack))
+        checkpoints = Checkpoints(config.output / "checkpoints", config.keep_checkpoints)
+        stack.callback(checkpoints.close)
         state = run.initial_state()
         saved = None
         if config.resume:
             saved = checkpoints.restore(state, lambda record: _check_same_run(run, record))
         return _train_from(run, checkpoints, saved, state if saved is None else saved.state)
-    finally:
-        checkpoints.close()
 
 
 def _in_all_processes(prepare: Callable[[], Run]) -> Run:
@@ -259,11 +265,12 @@ def _in_all_processes(prepare: Callable[[], Run]) -> Run:
     return run
 
 
-def _prepare(config: Config) -> Run:
+def _prepare(config: Config, stack: contextlib.ExitStack) -> Run:
+    """The run, whose folder is held until the stack ends."""
     run = Run(config)
     if run.writes:
+        stack.enter_context(held(config.output))
         _check_folder(config)
-        config.output.mkdir(parents=True, exist_ok=True)
     return run
 
 
@@ -386,15 +393,14 @@ def _digest(*arrays: np.ndarray) -> str:
 
 def _write_labels(run: Run) -> None:
     """The labels that were trained on, to tell whether two runs saw the same."""
-    path = run.config.output / "labels.npz"
-    temporary = path.with_name(".labels.tmp.npz")
+    file = io.BytesIO()
     np.savez_compressed(
-        temporary,
+        file,
         labels=run.labels.labels,
         changed=run.labels.changed,
         sha256=np.array(run.labels.digest),
     )
-    temporary.replace(path)
+    write_atomically(run.config.output / "labels.npz", file.getvalue())
 
 
 def _headline(run: Run) -> str:
@@ -412,23 +418,45 @@ def _results(run: Run, record: dict[str, Any], rows: list[logs.Row]) -> dict[str
     return record | {"last": rows[-1], "best": best, "wrong_labels": wrong}
 
 
+def parse(arguments: list[str]) -> Command:
+    """The settings that the first word names, changed by the flags."""
+    named = bool(arguments) and not arguments[0].startswith("-")
+    name, flags = (arguments[0], arguments[1:]) if named else ("digits", arguments)
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise ValueError(f"{name!r} names no settings. {hint}Choose from {', '.join(PRESETS)}.")
+    program = f"python -m {PROGRAM}" + f" {name}" * named
+    lines = [f"- {key}: {what}" for key, (what, _) in PRESETS.items()]
+    description = (
+        "Trains one network with one method on images with wrong labels.\n\n"
+        f"The first word names the settings that the flags change; below are those of {name}.\n\n"
+        + "\n".join(lines)
+    )
+    default = Command(PRESETS[name][1])
+    return tyro.cli(Command, args=flags, default=default, prog=program, description=description)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    names_no_preset = not arguments or arguments[0].startswith("-")
-    if names_no_preset and arguments[:1] not in (["-h"], ["--help"]):
-        arguments = ["digits", *arguments]
-    commands = {name: (what, Command(config)) for name, (what, config) in PRESETS.items()}
+    flags = [flag for flag in arguments if flag != "--resume"]
+    go_on = shlex.join([sys.executable, "-m", PROGRAM, *flags, "--resume"])
     try:
-        command = tyro.extras.overridable_config_cli(commands, args=arguments)
-        results = train(command.config, command.processes)
-    except (ValueError, OSError, CheckpointError, TrainingDiverged) as error:
+        command = parse(arguments)
+        results = train(command.settings, command.processes)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted. To go on:\n{go_on}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except CheckpointNotSaved as error:
+        sys.exit(f"error: {error} Then run:\n{go_on}")
+    except OSError as error:
+        sys.exit(f"error: {explain(error, go_on)}")
+    except (ValueError, CheckpointError, TrainingDiverged) as error:
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:
-        last = results["last"]
-        print(
-            f"test accuracy {100 * last['test_accuracy']:.1f} %, files in {command.config.output}"
-        )
+        last, folder = results["last"], command.settings.output
+        print(f"test accuracy {100 * last['test_accuracy']:.1f} %, files in {folder}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The settings of a comparison; every field is a command-line flag."""
 
 import dataclasses
+import difflib
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -59,15 +61,14 @@ class Config:
         names = ", ".join(METHODS)
         _require(self.methods, "--methods", self.methods, f"Name at least one of {names}.")
         for name in self.methods:
-            _require(name in METHODS, "--methods", name, f"Choose from {names}.")
+            _require_one_of(METHODS, "--methods", name)
         _require_distinct("--methods", self.methods)
         _require(self.seeds, "--seeds", self.seeds, "Give at least one, e.g. --seeds 0 1 2.")
         for seed in self.seeds:
             _require(0 <= seed < 2**32, "--seeds", seed, "A seed is an integer in [0, 2^32).")
         _require_distinct("--seeds", self.seeds)
-        models = get_args(type(self).__annotations__["model"])
-        _require(self.model in models, "--model", self.model, f"Choose from {', '.join(models)}.")
-        _require(self.noise in NOISE, "--noise", self.noise, f"Choose from {', '.join(NOISE)}.")
+        _require_one_of(get_args(type(self).__annotations__["model"]), "--model", self.model)
+        _require_one_of(NOISE, "--noise", self.noise)
         _require(
             0 <= self.noise_rate <= 1,
             "--noise-rate",
@@ -117,6 +118,13 @@ class Config:
 def _require(condition: object, flag: str, value: object, remedy: str) -> None:
     if not condition:
         raise ValueError(f"{flag}: {value!r} is not valid. {remedy}")
+
+
+def _require_one_of(choices: Iterable[str], flag: str, value: str) -> None:
+    choices = list(choices)
+    near = difflib.get_close_matches(value, choices, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    _require(value in choices, flag, value, f"{hint}Choose from {', '.join(choices)}.")
 
 
 def _require_distinct(flag: str, values: tuple) -> None:

@@ -5,11 +5,14 @@ python examples/label_noise/guidance.py docs/results/rho_sweep.csv docs/results/
 
 import csv
 import io
+import shlex
 import sys
 from pathlib import Path
 
-from report import write_atomically
+import tyro
+from output_folder import explain, write_atomically
 
+SETTINGS = ("method", "rho", "alpha", "kappa")
 TEST = "test accuracy, last epoch [%]"
 MEMORIZED = "wrong labels memorized [%]"
 AS_GOOD = 1.5  # points of test accuracy
@@ -21,7 +24,7 @@ def accuracy(row: dict[str, str]) -> float:
     return float(row[TEST].split(" ")[0])
 
 
-def setting(row: dict[str, str], names: tuple[str, ...] = ("rho", "alpha", "kappa")) -> str:
+def setting(row: dict[str, str], names: tuple[str, ...] = SETTINGS[1:]) -> str:
     """The settings of a row, ``ρ = 0.2, α = 0.5``."""
     letters = {"rho": "ρ", "alpha": "α", "kappa": "κ"}
     return ", ".join(f"{letters[name]} = {row[name]}" for name in names if row[name])
@@ -49,18 +52,44 @@ def guidance(rows: list[dict[str, str]]) -> dict[str, str]:
     }
 
 
-def main(sweep: Path, output: Path) -> None:
-    """Reads the sweep and writes the guidance."""
+def read(sweep: Path) -> list[dict[str, str]]:
+    """The rows of a sweep, without SGD, which has no radius."""
+    rows = list(csv.DictReader(io.StringIO(sweep.read_text(encoding="utf-8"))))
+    rows = [row for row in rows if row.get("method") != "SGD"]
+    needed = (*SETTINGS, TEST, MEMORIZED)
+    if not rows or any(row.get(name) is None for row in rows for name in needed):
+        raise ValueError(
+            f"{sweep} is not a complete table of a sweep, with the columns {', '.join(needed)}. Write "
+            "it again with sweep.py."
+        )
+    return rows
+
+
+def main(
+    sweep: tyro.conf.Positional[Path],
+    output: tyro.conf.Positional[Path],
+) -> None:
+    """Turns the table of a sweep into a table of guidance: one line per method.
+
+    Args:
+      sweep: the CSV file that sweep.py has written.
+      output: the CSV file to write.
+    """
     methods: dict[str, list[dict[str, str]]] = {}
-    for row in csv.DictReader(io.StringIO(sweep.read_text(encoding="utf-8"))):
+    for row in read(sweep):
         methods.setdefault(row["method"], []).append(row)
-    lines = [guidance(rows) for name, rows in methods.items() if name != "SGD"]
+    lines = [guidance(rows) for rows in methods.values()]
     file = io.StringIO()
     writer = csv.DictWriter(file, fieldnames=list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    write_atomically(output, file.getvalue().encode())
+    write_atomically(output, file.getvalue())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    try:
+        tyro.cli(main, prog=shlex.join(["python", sys.argv[0]]))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {explain(error)}")

@@ -46,12 +46,13 @@ class Method(NamedTuple):
 
 
 METHODS = {
+    # choose_rho.py chooses SANER's radius, which SAM, J-SAM and L-SAM share.
     "sgd": Method("SGD", 0.0, "#7f7f7f", lambda p, **o: optax.identity()),
-    "sam": Method("SAM", 0.2, "#1f77b4", lambda p, **o: optax_sam.sam(p.rho, **o)),
+    "sam": Method("SAM", 0.3, "#1f77b4", lambda p, **o: optax_sam.sam(p.rho, **o)),
     "asam": Method("ASAM", 2.0, "#17a2a2", lambda p, **o: optax_sam.asam(p.rho, **o)),
-    "saner": Method("SANER", 0.2, "#d1495b", lambda p, **o: optax_sam.saner(p.rho, p.alpha, **o)),
-    "jsam": Method("J-SAM", 0.2, "#8e5bb5", lambda p, **o: optax_sam.jsam(p.rho, **o)),
-    "lsam": Method("L-SAM", 0.2, "#e09f3e", lambda p, **o: optax_sam.lsam(p.rho, **o)),
+    "saner": Method("SANER", 0.3, "#d1495b", lambda p, **o: optax_sam.saner(p.rho, p.alpha, **o)),
+    "jsam": Method("J-SAM", 0.3, "#8e5bb5", lambda p, **o: optax_sam.jsam(p.rho, **o)),
+    "lsam": Method("L-SAM", 0.3, "#e09f3e", lambda p, **o: optax_sam.lsam(p.rho, **o)),
     "ncsam": Method(
         "NCSAM",
         0.2,

@@ -5,12 +5,10 @@ import csv
 import dataclasses
 import io
 import json
-import os
 import platform
-import tempfile
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +17,8 @@ from data import Data
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from methods import METHODS
+from output_folder import write_atomically
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -33,14 +33,26 @@ COLUMNS = (
     "correct labels fitted [%]",
     "time / SGD",
 )
+HEADERS = (
+    "method",
+    "test, last\nepoch [%]",
+    "test, best\nepoch [%]",
+    "memorized\n[%]",
+    "correct\nfitted [%]",
+    "time\n/ SGD",
+)
+"""The columns as the terminal shows them, which may be only 80 characters wide."""
+COMPACT: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False}
+"""A table without borders."""
 
 
 @contextlib.contextmanager
 def live_progress(config: Config) -> Iterator[Callable[[Epoch], None]]:
     """Shows one bar per method; yields the function that advances it by an epoch."""
+    width = max(len(METHODS[method].label) for method in config.methods)
     progress = Progress(
-        TextColumn("{task.description:<6}"),
-        BarColumn(bar_width=12),
+        TextColumn(f"{{task.description:<{width}}}"),
+        BarColumn(bar_width=8),  # all of it fits into 80 characters
         MofNCompleteColumn(),
         TextColumn("{task.fields[measures]}"),
     )
@@ -60,7 +72,7 @@ def live_progress(config: Config) -> Iterator[Callable[[Epoch], None]]:
         }
         text = f"loss {mean['loss']:.3f}"
         for name, share in shares.items():
-            text += f"  {name} " + ("-" if np.isnan(share) else f"{share:.1%}")
+            text += f"  {name} " + ("-" if np.isnan(share) else f"{share:.0%}")
         progress.update(tasks[epoch.method], advance=1, measures=text)
 
     with progress:
@@ -92,9 +104,9 @@ def summarize(config: Config, epochs: list[Epoch]) -> list[tuple[str, ...]]:
 
 def print_table(config: Config, epochs: list[Epoch]) -> None:
     """Prints the summary."""
-    table = Table(title=_title(config), title_style="bold", title_justify="left")
-    for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if index else "left")
+    table = Table(title=_title(config), title_style="bold", title_justify="left", **COMPACT)
+    for index, header in enumerate(HEADERS):
+        table.add_column(header, justify="right" if index else "left", no_wrap=True)
     for row in summarize(config, epochs):
         table.add_row(*row)
     Console().print(table)
@@ -110,25 +122,9 @@ def write_results(config: Config, data: Data, epochs: list[Epoch]) -> None:
         "label_noise.png": _image(figure, "png"),
         "label_noise.svg": _image(figure, "svg"),
     }
-    config.output.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         write_atomically(config.output / name, content)
     Console().print(f"Results in {config.output}/: {', '.join(contents)}", highlight=False)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is there in full or not at all, also if the process is killed."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def make_figure(config: Config, epochs: list[Epoch]) -> Figure:
@@ -207,7 +203,11 @@ def _title(config: Config) -> str:
     noise = f"{100 * config.noise_rate:g} % {config.noise.replace('_', '-')} label noise"
     count = len(config.seeds)
     spread = f"mean ± standard deviation of {count} seeds" if count > 1 else "one seed"
-    return f"scikit-learn digits, {noise}, {config.model.upper()}, {spread}"
+    momentum = f", momentum={config.momentum:g}" if config.momentum else ""
+    optimizer = f"sgd({config.learning_rate:g}{momentum})"
+    radii = {config.rho_of(name) for name in config.methods} - {0.0}
+    rho = f", ρ = {radii.pop():g}" if len(radii) == 1 else ""
+    return f"digits, {noise}, {config.model.upper()}, {optimizer}{rho}; {spread}"
 
 
 def mean_and_std(shares: np.ndarray) -> str:

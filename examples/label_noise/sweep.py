@@ -6,6 +6,8 @@ python examples/label_noise/sweep.py --output docs/results/rho_sweep.csv
 import csv
 import dataclasses
 import io
+import shlex
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -14,13 +16,17 @@ import tyro
 from config import Config
 from data import load_digits
 from methods import METHODS
-from report import mean_and_std, write_atomically
+from output_folder import explain, write_atomically
+from report import mean_and_std
 from rich.progress import track
 from train import compare
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+CENTERS = {name: method.rho for name, method in METHODS.items()}
+CENTERS |= dict.fromkeys(("sam", "saner", "jsam", "lsam"), 0.2)
+"""The radius of each method that is multiplied by the factors."""
 
-# Further settings at the default radius.
+# Further settings at that radius.
 OTHERS = [
     ("saner", "alpha", 0.25),
     ("saner", "alpha", 0.75),
@@ -33,7 +39,7 @@ OTHERS = [
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Settings of a sweep; each method's default radius is multiplied by ¼, ½, 1, 2 and 4."""
+    """Settings of a sweep; one radius per method is multiplied by ¼, ½, 1, 2 and 4."""
 
     methods: tuple[str, ...] = tuple(name for name in METHODS if name != "sgd")
     """Methods to sweep."""
@@ -59,6 +65,15 @@ class Sweep:
     output: Path = Path("runs/rho_sweep.csv")
     """The CSV file."""
 
+    def __post_init__(self):
+        Config(**self.shared())  # refuses what is not valid
+
+    def shared(self) -> dict:
+        """The settings that all runs have."""
+        settings = dataclasses.asdict(self)
+        del settings["output"]
+        return settings
+
 
 def row_of(method: str, config: Config, data) -> dict[str, str]:
     """Trains one method at one radius: its results at the last and the best epoch."""
@@ -78,25 +93,31 @@ def row_of(method: str, config: Config, data) -> dict[str, str]:
 
 def main(sweep: Sweep) -> None:
     """Runs all methods at all radii; the file is rewritten after every row."""
+    sweep.output.parent.mkdir(parents=True, exist_ok=True)
     data = load_digits(sweep.noise, sweep.noise_rate, sweep.seeds)
-    shared = dataclasses.asdict(sweep)
-    del shared["output"]
     runs: list[tuple[str, dict]] = [("sgd", {"rho": 0.0})]
     for name in sweep.methods:
-        rho = METHODS[name].rho
+        rho = CENTERS[name]
         runs += [(name, {"rho": factor * rho}) for factor in FACTORS]
         runs += [(name, {"rho": rho, key: value}) for one, key, value in OTHERS if one == name]
     rows: list[dict[str, str]] = []
     for method, settings in track(runs, description="sweep"):
-        config = Config(**(shared | {"methods": (method,)} | settings))
+        config = Config(**(sweep.shared() | {"methods": (method,)} | settings))
         rows.append(row_of(method, config, data))
         file = io.StringIO()
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        sweep.output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(sweep.output, file.getvalue().encode())
+        write_atomically(sweep.output, file.getvalue())
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Sweep, description=__doc__.splitlines()[0]))
+    sweep = tyro.cli(
+        Sweep, prog=shlex.join(["python", sys.argv[0]]), description=__doc__.splitlines()[0]
+    )
+    try:
+        main(sweep)
+    except OSError as error:
+        sys.exit(f"error: {explain(error)}")
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted; {sweep.output} has the rows that are done.")

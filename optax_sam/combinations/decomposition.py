@@ -90,8 +90,8 @@ def reuse_orthogonal(
       norm_epsilon: at least 0, added to ‖v‖; ``1e-8`` in pytorch_optimizer.
 
     Returns:
-      An ``optax.GradientTransformationExtraArgs`` for the argument ``reuse`` of
-      :func:`optax_sam.sharpness_aware`. Its ``update`` needs ``clean_grads`` and ``is_ascent_step``.
+      An ``optax.GradientTransformationExtraArgs`` for the argument ``otherwise`` of
+      :func:`optax_sam.sometimes`. Its ``update`` needs ``clean_grads`` and ``is_ascent_step``.
 
     Raises:
       ValueError: if ``alpha`` or ``norm_epsilon`` is a negative number.

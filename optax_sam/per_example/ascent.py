@@ -10,7 +10,7 @@ from optax_sam.per_example import plan as plans
 from optax_sam.per_example.plan import LeafPlan, Plan
 from optax_sam.per_example.sites import site_of
 from optax_sam.per_example.trace import Trace
-from optax_sam.per_example.varying import to_varying_like
+from optax_sam._axes import to_varying_like
 from optax_sam.per_example.walk import ParameterValue, walk
 
 
@@ -23,7 +23,7 @@ class Ascent(NamedTuple):
       captured: inputs of each site, by leaf.
       cotangents: derivative in the output of each site, by leaf.
       gradients: g_j of the leaves whose plan is a kernel or a gradient of its own, by leaf.
-      norms: ‖g_j‖ over the perturbed leaves.
+      squared_norms: ‖g_j‖² of each leaf, zero for leaves that are not perturbed.
     """
 
     losses: jax.Array
@@ -31,7 +31,7 @@ class Ascent(NamedTuple):
     captured: dict[int, jax.Array]
     cotangents: dict[int, jax.Array]
     gradients: dict[int, jax.Array]
-    norms: jax.Array
+    squared_norms: list[jax.Array]
 
 
 class _Recorder:
@@ -91,33 +91,43 @@ def ascend(trace: Trace, plan: Plan, leaves: list[jax.Array], groups: Any) -> As
         if leaf.method == plans.KERNEL:
             kernels = jax.vmap(leaf.site.weight_gradient)(captured[index], cotangents[index])
             gradients[index] = jax.vmap(leaf.gradient_in_leaf)(kernels)
-    norms = _norms(plan, captured, cotangents, gradients)
-    return Ascent(losses, logits, captured, cotangents, gradients, norms)
+    squared_norms = _squared_norms(plan, losses, captured, cotangents, gradients)
+    return Ascent(losses, logits, captured, cotangents, gradients, squared_norms)
 
 
-def _norms(plan: Plan, captured, cotangents, gradients) -> jax.Array:
-    dtype = _tree.accumulation_dtype(list(gradients.values()) + list(cotangents.values()))
-    squares = []
-    for index, leaf in enumerate(plan.leaves):
+def _squared_norms(
+    plan: Plan,
+    losses: jax.Array,
+    captured: dict[int, jax.Array],
+    cotangents: dict[int, jax.Array],
+    gradients: dict[int, jax.Array],
+) -> list[jax.Array]:
+    dtype = _tree.accumulation_dtype([*gradients.values(), *cotangents.values()])
+
+    def one(index: int, leaf: LeafPlan) -> jax.Array:
         if leaf.method == plans.GRAM:
-            squares.append(jax.vmap(leaf.site.squared_norm)(captured[index], cotangents[index]))
-        elif leaf.is_perturbed:
-            squares.append(jax.vmap(lambda g: _tree.dot(g, g))(gradients[index]))
-    return jnp.sqrt(sum(square.astype(dtype) for square in squares))
+            return jax.vmap(leaf.site.squared_norm)(captured[index], cotangents[index])
+        if leaf.is_perturbed:
+            return jax.vmap(lambda g: _tree.dot(g, g))(gradients[index])
+        return jnp.zeros_like(losses)
+
+    return [one(index, leaf).astype(dtype) for index, leaf in enumerate(plan.leaves)]
 
 
 def clean_gradients(
-    trace: Trace, plan: Plan, leaves: list[jax.Array], ascent: Ascent
+    plan: Plan, leaves: list[jax.Array], ascent: Ascent, shares: jax.Array
 ) -> list[jax.Array]:
-    """The chunk's share of the gradient at w of the mean over the whole batch."""
-    share = 1 / trace.count
+    """The gradient at w of the chunk's groups, each counted by its share of the batch."""
 
     def one(index, leaf, array):
         if leaf.method == plans.CONSTANT:
             return jnp.zeros_like(array)
         if index in ascent.gradients:
-            return share * jnp.sum(ascent.gradients[index], axis=0)
-        return _summed_gradient(leaf, ascent.captured[index], share * ascent.cotangents[index])
+            gradients = ascent.gradients[index]
+            return jnp.tensordot(shares.astype(gradients.dtype), gradients, 1)
+        cotangents = ascent.cotangents[index]
+        weights = shares.astype(cotangents.dtype).reshape(-1, *(1,) * (cotangents.ndim - 1))
+        return _summed_gradient(leaf, ascent.captured[index], weights * cotangents)
 
     return [
         one(index, leaf, array)

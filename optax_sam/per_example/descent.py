@@ -23,22 +23,24 @@ def descend(
     trace: Trace,
     plan: Plan,
     ascent: Ascent,
-    scales: jax.Array,
+    factors: list[jax.Array],
     leaves: list[jax.Array],
     groups: Any,
+    shares: jax.Array,
     evaluation: Evaluation,
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """The loss at the groups' own w + ε_j and the gradients to descend along.
+    """The scaled loss at the groups' own w + ε_j and the gradients to descend along.
 
-    Both are the chunk's share of the mean over the whole batch.
+    Both are the chunk's share of the mean over the whole batch, without the penalty.
 
     Args:
       trace: the traced network.
       plan: the plan of every leaf.
       ascent: what the first pass found.
-      scales: ρ / ‖g_j‖, one per group.
+      factors: for each leaf ε_j / g_j, one per group.
       leaves: the parameter leaves w.
       groups: the chunk, leading axis the groups.
+      shares: what each group counts in the mean over the batch.
       evaluation: which factors of the gradient are perturbed.
     """
     floating = [_tree.is_floating(leaf) for leaf in leaves]
@@ -48,17 +50,17 @@ def descend(
         return [next(free) if f else leaf for f, leaf in zip(floating, leaves, strict=True)]
 
     def perturbed(free):
-        return perturbed_logits(trace, plan, ascent, scales, with_constants(free), groups)
+        return perturbed_logits(trace, plan, ascent, factors, with_constants(free), groups)
 
     def clean(free):
         return clean_logits(trace, with_constants(free), groups)
 
     def total_loss(logits):
-        return jnp.sum(jax.vmap(trace.loss)(logits, groups)) / trace.count
+        losses = jax.vmap(trace.loss)(logits, groups)
+        return jnp.sum(losses * shares.astype(losses.dtype))
 
     def logit_terms(logits):
-        terms = jax.vmap(trace.logit_term)(logits, groups)
-        return jax.tree.map(lambda term: term / trace.count, terms)
+        return jax.grad(total_loss)(logits)
 
     free = [leaf for f, leaf in zip(floating, leaves, strict=True) if f]
     if evaluation == "full":
@@ -81,7 +83,7 @@ class _Perturber:
     """Applies weights that differ from group to group.
 
     Attributes:
-      factored: for leaves planned with Gram matrices ``(site, captured, cotangent, scale)``.
+      factored: for leaves planned with Gram matrices ``(site, captured, cotangent, factor)``.
     """
 
     enters_loops = True
@@ -97,10 +99,10 @@ class _Perturber:
         if parameter.perturbed is not None:
             site = site_of(equation, position)
             return _own_weights(site, inputs, parameter.clean, parameter.perturbed)
-        site, captured, cotangent, scale = self.factored[parameter.leaf]
+        site, captured, cotangent, factor = self.factored[parameter.leaf]
         output = site.apply(inputs, parameter.clean)
         change = site.apply_gradient(inputs, captured, cotangent)
-        return output + (scale * change).astype(output.dtype)
+        return output + (factor * change).astype(output.dtype)
 
     def resolve(self, parameter, reason):
         return parameter.value
@@ -136,19 +138,24 @@ def _own_weights(site: Site, inputs, clean, perturbed) -> jax.Array:
 
 
 def perturbed_logits(
-    trace: Trace, plan: Plan, ascent: Ascent, scales: jax.Array, leaves: list[jax.Array], groups
+    trace: Trace,
+    plan: Plan,
+    ascent: Ascent,
+    factors: list[jax.Array],
+    leaves: list[jax.Array],
+    groups: Any,
 ) -> chex.ArrayTree:
     """The logits of every group at its own w + ε_j; differentiable in ``leaves``, which is w."""
 
-    def one(leaves, scale, captured, cotangents, gradients, group):
+    def one(leaves, factors, captured, cotangents, gradients, group):
         factored: dict[int, tuple[MatrixSite, jax.Array, jax.Array, jax.Array]] = {}
         arguments = []
         for index, (leaf, array) in enumerate(zip(plan.leaves, leaves, strict=True)):
             if leaf.method == plans.GRAM:
-                factored[index] = (leaf.site, captured[index], cotangents[index], scale)
+                factored[index] = (leaf.site, captured[index], cotangents[index], factors[index])
                 array = ParameterValue(array, leaf=index)
             elif leaf.is_perturbed:
-                perturbed = array + (scale * gradients[index]).astype(array.dtype)
+                perturbed = array + (factors[index] * gradients[index]).astype(array.dtype)
                 # Without following it, the program has to take the sum as it is.
                 array = perturbed if plan.failure else ParameterValue(array, perturbed, leaf=index)
             arguments.append(array)
@@ -157,7 +164,7 @@ def perturbed_logits(
         return resolve_all(logits, visitor, "is itself a logit")
 
     kept = (ascent.captured, ascent.cotangents, ascent.gradients)
-    logits = jax.vmap(one, (None, 0, 0, 0, 0, 0))(leaves, scales, *kept, groups)
+    logits = jax.vmap(one, (None, 0, 0, 0, 0, 0))(leaves, factors, *kept, groups)
     return trace.logits(logits)
 
 

@@ -8,18 +8,21 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from optax_sam import _batches, _masks, _tree
-from optax_sam._hyperparameters import check_integer
+from optax_sam._axes import to_varying_like
+from optax_sam._hyperparameters import check_integer, check_number
 from optax_sam.convolutions import inside_control_flow
+from optax_sam.independence import check_independence, warn_if_unproved
 from optax_sam.objectives import Objective, require_objective
 from optax_sam.per_example.ascent import ascend, clean_gradients
 from optax_sam.per_example.descent import EVALUATIONS, Evaluation, descend
-from optax_sam.per_example.independence import check_independence
+from optax_sam.per_example.multiples import Multiples, multiples_of
 from optax_sam.per_example.plan import Plan, make_plan
 from optax_sam.per_example.trace import Trace, trace
-from optax_sam.per_example.varying import to_varying_like
+from optax_sam.perturbations.normalized import normalized
 
 
 class PerExampleResult(NamedTuple):
@@ -50,8 +53,7 @@ def per_example_gradient(
     *,
     evaluation: Evaluation = "full",
     group_size: int = 1,
-    chunk_size: int | None = None,
-    mask: _masks.Mask | Callable[[chex.ArrayTree], _masks.Mask] | None = None,
+    mask: _masks.MaskOrFunction = None,
 ) -> PerExampleResult:
     r"""The gradient of m-SAM: every group of m examples climbs along its own gradient.
 
@@ -72,19 +74,18 @@ def per_example_gradient(
     one key per example as part of ``inputs``.
 
     Networks that mix the examples of a batch (BatchNorm in batch mode) have no loss per example. For
-    m = 1 they are refused; :func:`optax_sam.per_example.independence.check_independence` says what
+    m = 1 they are refused; :func:`optax_sam.independence.check_independence` says what
     cannot be detected. In larger groups they mix the examples of each group.
 
     Args:
-      objective: the supervised loss.
+      objective: the supervised loss, without a penalty. Its ``microbatch_size`` is how many examples
+        are computed at once (at least a group), which bounds the memory; without it about 8 for
+        convolutional networks and where weights are copied, else the batch.
       params: pytree of parameters w; integer leaves are passed on and get zero gradients.
       rho: ρ, the norm of every perturbation; a number or a traced scalar.
       evaluation: ``"full"`` for 1-SAM; ``"jacobian_only"`` for 1-J-SAM, the network's Jacobian at
         w + ε_j and the logit term at w; ``"logit_only"`` for 1-L-SAM, the reverse.
       group_size: m, the number of examples that share a perturbation; must divide the batch.
-      chunk_size: number of examples processed at once (at least a group), which bounds the memory;
-        the result does not depend on it. A last, smaller chunk takes what it does not divide. None
-        chooses: about 8 for convolutional networks and where weights are copied, else the batch.
       mask: pytree of bools like the parameters (or a prefix, or a function of the parameters): where
         False, a leaf is not perturbed and does not count in ‖g_i‖.
 
@@ -108,18 +109,117 @@ def per_example_gradient(
       Baek, Kolter, Raghunathan, Why is SAM Robust to Label Noise?, ICLR 2024, arXiv 2405.03676.
     """
     objective = require_objective(objective, "a perturbation per example")
-    check_integer("group_size", group_size, minimum=1)
+    check_number("rho", rho, minimum=0)
+    state = jnp.asarray(rho)
+    result, _ = gradient_of_groups(
+        objective, params, _NORMALIZED, state, evaluation=evaluation, group_size=group_size, mask=mask
+    )
+    return result
+
+
+def _normalized_by_state(
+    updates: optax.Updates, state: jax.Array, params: optax.Params | None = None
+) -> tuple[optax.Updates, jax.Array]:
+    stage = normalized(state)
+    return stage.update(updates, optax.EmptyState(), params)[0], state
+
+
+# The normalized perturbation whose radius is its state, so that it may be traced.
+_NORMALIZED = optax.with_extra_args_support(
+    optax.GradientTransformation(lambda params: jnp.zeros([]), _normalized_by_state)
+)
+
+
+def gradient_of_groups(
+    objective: Objective,
+    params: chex.ArrayTree,
+    stage: optax.GradientTransformationExtraArgs,
+    state: optax.OptState,
+    *,
+    extra_args: dict[str, Any] | None = None,
+    evaluation: Evaluation = "full",
+    group_size: int = 1,
+    mask: _masks.MaskOrFunction = None,
+) -> tuple[PerExampleResult, optax.OptState]:
+    """:func:`per_example_gradient` for any first stage that gives multiples of the gradient.
+
+    Args:
+      objective: the supervised loss.
+      params: the parameters w.
+      stage: the first stage.
+      state: its state.
+      extra_args: further arguments of its ``update``.
+      evaluation: which factors of the gradient are perturbed.
+      group_size: m, the number of examples that share a perturbation.
+      mask: which leaves are perturbed.
+
+    Returns:
+      The result, and the state of the stage after the step.
+
+    Raises:
+      NotAMultipleError: if the stage's perturbation is no multiple of the gradient.
+      ValueError: as :func:`per_example_gradient`.
+    """
     if evaluation not in EVALUATIONS:
         raise ValueError(f"evaluation must be one of {EVALUATIONS}, got {evaluation!r}.")
-    if chunk_size is not None:
-        check_integer("chunk_size", chunk_size, minimum=1)
+    if objective.penalty is not None:
+        raise ValueError(
+            "per_example_gradient takes no penalty: every group would need a gradient of it at its own "
+            "point. Use a method with group_size=, which differentiates every group by itself then."
+        )
+    check_integer("group_size", group_size, minimum=1)
+    _batches.count_parts(objective.batch_size, group_size, "group_size")
+    if group_size == 1:
+        warn_if_unproved("group_size=1", check_independence(objective, params))
     flags = tuple(jax.tree.leaves(_masks.resolve_mask("mask", mask, params)))
+    arrays = (objective, params, state)
+    # A stage may close over a tracer; inside a caller's jit a second boundary buys nothing anyway.
     is_traced = any(
-        isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((objective, params, rho))
+        isinstance(leaf, jax.core.Tracer) for leaf in [*jax.tree.leaves(arrays), jnp.zeros([])]
     )
-    # Inside a caller's jit a second boundary buys nothing.
-    compute = _compute if is_traced else _compute_compiled
-    return compute(objective, params, rho, evaluation, group_size, chunk_size, flags)
+    if is_traced or extra_args:  # which may be anything, also what cannot cross a jit boundary
+        stage = _with_arguments(stage, extra_args or {})
+        return _compute(objective, params, state, stage, evaluation, group_size, flags)
+    return _compute_compiled(objective, params, state, stage, evaluation, group_size, flags)
+
+
+def _with_arguments(
+    stage: optax.GradientTransformationExtraArgs, extra_args: dict[str, Any]
+) -> optax.GradientTransformationExtraArgs:
+    update = functools.partial(stage.update, **extra_args)
+    return optax.GradientTransformationExtraArgs(stage.init, update)
+
+
+def _compute(
+    objective: Objective,
+    params: chex.ArrayTree,
+    state: optax.OptState,
+    stage: optax.GradientTransformationExtraArgs,
+    evaluation: Evaluation,
+    group_size: int,
+    flags: tuple[bool, ...],
+) -> tuple[PerExampleResult, optax.OptState]:
+    multiples, new_state = multiples_of(stage, state, params, {})
+    means = functools.partial(
+        _means, evaluation=evaluation, group_size=group_size, perturbed=flags
+    )
+
+    @jax.custom_jvp
+    def gradient(
+        objective: Objective, params: chex.ArrayTree, multiples: Multiples
+    ) -> PerExampleResult:
+        return means(objective, params, multiples, follow=True)
+
+    @gradient.defjvp
+    def derivative(primals: Any, tangents: Any) -> Any:
+        # The fast path treats the perturbations as constants where that saves work, so it has no
+        # derivative of its own; that of the plain computation is exact.
+        return jax.jvp(functools.partial(means, follow=False), primals, tangents)
+
+    return gradient(objective, params, multiples), new_state
+
+
+_compute_compiled = jax.jit(_compute, static_argnums=(3, 4, 5, 6))
 
 
 def is_worthwhile(
@@ -131,32 +231,6 @@ def is_worthwhile(
     return plan.suits_groups_of(group_size)
 
 
-def _compute(objective, params, rho, evaluation, group_size, chunk_size, flags) -> PerExampleResult:
-    if group_size == 1:
-        check_independence(objective, params)
-    means = functools.partial(
-        _means,
-        evaluation=evaluation,
-        group_size=group_size,
-        chunk_size=chunk_size,
-        perturbed=flags,
-    )
-
-    @jax.custom_jvp
-    def gradient(objective, params, rho):
-        return means(objective, params, rho, follow=True)
-
-    @gradient.defjvp
-    def derivative(primals, tangents):
-        # The fast path treats the perturbations as constants where that saves work, so it has no
-        # derivative of its own; that of the plain computation is exact.
-        return jax.jvp(functools.partial(means, follow=False), primals, tangents)
-
-    return gradient(objective, params, jnp.asarray(rho))
-
-
-_compute_compiled = jax.jit(_compute, static_argnums=(3, 4, 5, 6))
-
 _SLOW = (
     "the fast path for perturbations per example or group cannot follow this network and "
     "differentiates every one by itself, which is exact but slow: "
@@ -166,11 +240,10 @@ _SLOW = (
 def _means(
     objective: Objective,
     params: chex.ArrayTree,
-    rho: jax.Array,
+    multiples: Multiples,
     *,
     evaluation: Evaluation,
     group_size: int,
-    chunk_size: int | None,
     perturbed: tuple[bool, ...],
     follow: bool,
 ) -> PerExampleResult:
@@ -179,97 +252,113 @@ def _means(
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     traced = trace(objective, params, group_size)
     plan = make_plan(traced, leaves, perturbed)
-    means_of = functools.partial(
-        _means_over_batch, traced, evaluation=evaluation, chunk_size=chunk_size
-    )
-    if follow:
-        result = _follow_or_fall_back(means_of, plan, leaves, rho)
-    else:
-        result = means_of(plan.without_following("not wanted"), leaves, rho)
+    if not follow:
+        plan = plan.without_following("not wanted")
+    elif plan.failure:
+        warnings.warn(_SLOW + plan.failure, stacklevel=2)
+    result = _means_over_batch(traced, plan, leaves, multiples, evaluation)
     return result._replace(
         gradients=_restore(result.gradients, leaves, treedef),
         clean_gradients=_restore(result.clean_gradients, leaves, treedef),
     )
 
 
-def _follow_or_fall_back(means_of, plan: Plan, leaves, rho) -> PerExampleResult:
-    if not plan.failure:
-        try:
-            return means_of(plan, leaves, rho)
-        except Exception as error:  # the user's own errors came up when the network was traced
-            plan = plan.without_following(str(error))
-    warnings.warn(_SLOW + plan.failure, stacklevel=2)
-    return means_of(plan, leaves, rho)
-
-
-def _restore(gradients: list[jax.Array], leaves: list[jax.Array], treedef) -> chex.ArrayTree:
+def _restore(gradients: Any, leaves: list[jax.Array], treedef: Any) -> chex.ArrayTree:
     restored = [g.astype(leaf.dtype) for g, leaf in zip(gradients, leaves, strict=True)]
     return jax.tree.unflatten(treedef, restored)
 
 
 def _means_over_batch(
-    traced: Trace,
-    plan: Plan,
-    leaves: list[jax.Array],
-    rho: jax.Array,
-    *,
-    evaluation: Evaluation,
-    chunk_size: int | None,
+    traced: Trace, plan: Plan, leaves: list[jax.Array], multiples: Multiples, evaluation: Evaluation
 ) -> PerExampleResult:
     """The result with leaves in place of pytrees, chunk by chunk."""
-    if chunk_size is None:
+    at_once = traced.objective.microbatch_size
+    if at_once is None:
         size = plan.groups_at_once(traced.count, traced.group_size)
     else:
-        size = min(max(1, chunk_size // traced.group_size), traced.count)
+        size = min(max(1, at_once // traced.group_size), traced.count)
     share_of: Callable[..., PerExampleResult] = functools.partial(
-        _share_of_chunk, traced, plan, evaluation
+        _share_of_chunk, traced, plan, multiples, evaluation
     )
     if plan.has_convolution:
         share_of = inside_control_flow(share_of)
+    parts = (traced.groups, traced.shares)
     if size == traced.count:
-        return share_of(leaves, rho, traced.groups)
+        return share_of(leaves, *parts)
     count, remainder = divmod(traced.count, size)
     cut = count * size
-    chunks = _batches.interleaved(jax.tree.map(lambda leaf: leaf[:cut], traced.groups), count)
-    sums = _sum_over_loop(lambda chunk: share_of(leaves, rho, chunk), chunks, (leaves, chunks))
+    chunks = _batches.interleaved(jax.tree.map(lambda leaf: leaf[:cut], parts), count)
+    sums = _sum_over_loop(lambda chunk: share_of(leaves, *chunk), chunks, (leaves, chunks))
     if not remainder:
         return sums
-    rest = jax.tree.map(lambda leaf: leaf[cut:], traced.groups)
-    return jax.tree.map(jnp.add, sums, share_of(leaves, rho, rest))
+    rest = jax.tree.map(lambda leaf: leaf[cut:], parts)
+    return jax.tree.map(jnp.add, sums, share_of(leaves, *rest))
 
 
-def _sum_over_loop(function: Callable[[Any], Any], chunks: Any, like: Any) -> Any:
+def _sum_over_loop(
+    function: Callable[[Any], PerExampleResult], chunks: Any, like: Any
+) -> PerExampleResult:
     """``sum(function(chunk) for chunk in chunks)`` in one compiled loop."""
     first = jax.tree.map(lambda leaf: leaf[0], chunks)
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, first)
     )
 
-    def add(sums, chunk):
+    def add(sums: Any, chunk: Any) -> tuple[Any, None]:
         sums = jax.tree.map(jnp.add, sums, function(chunk))
         return to_varying_like(sums, like), None
 
-    return lax.scan(add, to_varying_like(zeros, like), chunks)[0]
+    result: PerExampleResult = lax.scan(add, to_varying_like(zeros, like), chunks)[0]
+    return result
 
 
 def _share_of_chunk(
-    traced: Trace, plan: Plan, evaluation: Evaluation, leaves, rho, groups
+    traced: Trace,
+    plan: Plan,
+    multiples: Multiples,
+    evaluation: Evaluation,
+    leaves: list[jax.Array],
+    groups: Any,
+    shares: jax.Array,
 ) -> PerExampleResult:
     """What one chunk adds to the means over the batch, in at least float32.
 
-    The division by the number of groups is inside the differentiation, where it costs nothing; dividing
-    the gradients at the end would be one more pass over all parameters.
+    The shares are applied inside the differentiation, where they cost nothing; scaling the gradients at
+    the end would be one more pass over all parameters.
     """
     ascent = ascend(traced, plan, leaves, groups)
-    scales = _tree.divide_or_zero(rho.astype(ascent.norms.dtype), ascent.norms)
-    perturbed_loss, gradients = descend(traced, plan, ascent, scales, leaves, groups, evaluation)
-    share = PerExampleResult(
-        loss=jnp.sum(ascent.losses) / traced.count,
-        perturbed_loss=perturbed_loss,
-        gradients=gradients,
-        clean_gradients=clean_gradients(traced, plan, leaves, ascent),
-        gradient_norm=jnp.sum(ascent.norms) / traced.count,
-        perturbation_norm=jnp.sum(scales * ascent.norms) / traced.count,
+    scale = jnp.asarray(traced.loss_scale, ascent.squared_norms[0].dtype)
+    squared_norms = [square / jnp.square(scale) for square in ascent.squared_norms]
+    factors = jax.vmap(lambda squares: multiples(squares)[0])(squared_norms)
+    norms = _norm(squared_norms)
+    squared_perturbations = [
+        jnp.square(factor) * square for factor, square in zip(factors, squared_norms, strict=True)
+    ]
+    # The recorded gradients are scaled, ε is not.
+    factors = [factor / scale for factor in factors]
+    perturbed_loss, gradients = descend(
+        traced, plan, ascent, factors, leaves, groups, shares, evaluation
     )
     dtype = _tree.accumulation_dtype(leaves)
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), share)
+
+    def unscaled(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda leaf: leaf.astype(dtype) / scale.astype(dtype)
+            if traced.objective.loss_scale is not None
+            else leaf.astype(dtype),
+            tree,
+        )
+
+    weights = shares.astype(norms.dtype)
+    return PerExampleResult(
+        loss=unscaled(jnp.sum(ascent.losses * shares.astype(ascent.losses.dtype))),
+        perturbed_loss=unscaled(perturbed_loss),
+        gradients=unscaled(gradients),
+        clean_gradients=unscaled(clean_gradients(plan, leaves, ascent, shares)),
+        gradient_norm=jnp.sum(norms * weights).astype(dtype),
+        perturbation_norm=jnp.sum(_norm(squared_perturbations) * weights).astype(dtype),
+    )
+
+
+def _norm(squares: list[jax.Array]) -> jax.Array:
+    return jnp.sqrt(sum(squares[1:], squares[0]))

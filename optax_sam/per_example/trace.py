@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from optax_sam import _jaxprs
+from optax_sam import _batches, _jaxprs
 from optax_sam.objectives import Objective, gathered
 
 
@@ -38,26 +38,33 @@ class Trace:
         return self.objective.batch_size // self.group_size
 
     @functools.cached_property
-    def groups(self) -> chex.ArrayTree:
-        """``(inputs, labels)`` cut into groups, shapes (B / m, m, ...)."""
+    def groups(self) -> Any:
+        """``(inputs, labels, weights)`` cut into groups, shapes (B / m, m, ...)."""
         return _split(self.objective, self.group_size)
 
     @property
-    def first_group(self) -> chex.ArrayTree:
-        """``(inputs, labels)`` of one group; tracing needs its type, with all that belongs to it."""
+    def shares(self) -> jax.Array:
+        """What each group counts in the mean over the batch."""
+        return _batches.shares(self.groups[2], self.count)
+
+    @property
+    def first_group(self) -> Any:
+        """The arrays of one group; tracing needs its type, with all that belongs to it."""
         return _first(self.groups)
 
     def logits(self, outputs: list[jax.Array]) -> chex.ArrayTree:
         """The logits, from the outputs of the program."""
         return jax.tree.unflatten(self.logits_treedef, outputs)
 
-    def loss(self, logits: chex.ArrayTree, group: chex.ArrayTree) -> jax.Array:
-        """The mean loss of one group, given its logits."""
-        return _on_group(self.objective, group).loss_from_logits(logits)
+    @property
+    def loss_scale(self) -> chex.Numeric:
+        """What losses and derivatives are multiplied with on their way; 1 without loss scaling."""
+        return 1.0 if self.objective.loss_scale is None else self.objective.loss_scale
 
-    def logit_term(self, logits: chex.ArrayTree, group: chex.ArrayTree) -> chex.ArrayTree:
-        """The derivative of one group's loss in its logits."""
-        return _on_group(self.objective, group).logit_gradient(logits)
+    def loss(self, logits: chex.ArrayTree, group: Any) -> jax.Array:
+        """The scaled mean loss of one group, given its logits."""
+        loss = self.objective.with_examples(group).loss_from_logits(logits)
+        return loss if self.objective.loss_scale is None else loss * self.loss_scale
 
 
 def trace(objective: Objective, params: chex.ArrayTree, group_size: int = 1) -> Trace:
@@ -66,8 +73,9 @@ def trace(objective: Objective, params: chex.ArrayTree, group_size: int = 1) -> 
     with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
     leaves = [leaf for _, leaf in with_paths]
 
-    def logits(leaves, group):
-        return _on_group(objective, group).logits(jax.tree.unflatten(treedef, leaves))
+    def logits(leaves: list[jax.Array], group: Any) -> chex.ArrayTree:
+        group_of = objective.with_examples(group)
+        return group_of.logits_and_aux(jax.tree.unflatten(treedef, leaves))[0]
 
     first_group = _first(_split(objective, group_size))
     jaxpr, shape = jax.make_jaxpr(logits, return_shape=True)(leaves, first_group)
@@ -81,17 +89,11 @@ def trace(objective: Objective, params: chex.ArrayTree, group_size: int = 1) -> 
     )
 
 
-def _split(objective: Objective, group_size: int) -> chex.ArrayTree:
-    """``(inputs, labels)`` with one more leading axis, the groups: shapes (B / m, m, ...)."""
-    arrays = jax.tree.map(jnp.asarray, (objective.inputs, objective.labels))
-    grouped = objective.replace(inputs=arrays[0], labels=arrays[1]).groups(group_size)
-    return grouped.inputs, grouped.labels
+def _split(objective: Objective, group_size: int) -> Any:
+    """The examples with one more leading axis, the groups: shapes (B / m, m, ...)."""
+    arrays = jax.tree.map(jnp.asarray, objective.examples)
+    return objective.with_examples(arrays).groups(group_size).examples
 
 
-def _first(groups: chex.ArrayTree) -> chex.ArrayTree:
+def _first(groups: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], groups)
-
-
-def _on_group(objective: Objective, group: chex.ArrayTree) -> Objective:
-    inputs, labels = group
-    return objective.replace(inputs=inputs, labels=labels)

@@ -1,7 +1,8 @@
 """NCSAM's noise compensation: what would wrong labels do to the gradient?"""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import optax
 from optax_sam import _tree
 from optax_sam._hyperparameters import Hyperparameter, check_integer, check_number
 from optax_sam.convolutions import inside_control_flow
-from optax_sam.groups import gradients_in_slices, logits_in_slices
+from optax_sam.evaluations import check_logits, value_and_gradients
 from optax_sam.objectives import Objective, require_objective
 
 
@@ -33,6 +34,7 @@ def add_noise_compensation(
     seed: int = 0,
     deterministic: bool = False,
     start_step: int = 0,
+    label_of: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds the estimated effect of label noise to a perturbation: :math:`\epsilon + s \, g^*`.
 
@@ -49,12 +51,14 @@ def add_noise_compensation(
       seed: the same seed gives the same examples at the same step.
       deterministic: take the m smallest gaps instead of drawing.
       start_step: the first step with a compensation; before, nothing is added or computed.
+      label_of: where ``labels`` is a pytree with several candidates, a function that picks the array
+        of integer labels, shape ``(B,)``, or of soft labels, shape ``(B, classes)``; None finds it.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` on perturbations. Its ``update`` needs ``params``
-      and an :class:`optax_sam.Objective` with integer labels as ``loss_fn``; with ``logits`` (those
-      at w) it computes no forward pass but that of the m examples. The engine adds
-      ``microbatch_size`` and ``axis_name``, so that its passes are sliced like all others.
+      and an :class:`optax_sam.Objective` with integer or soft labels as ``loss_fn``; with ``logits``
+      (those at w) it computes no forward pass but that of the m examples. A penalty of the objective
+      is left out of :math:`g^*`, and weights hold among the m examples.
 
     Raises:
       ValueError: if ``flip_ratio`` is outside (0, 1]; from ``update``, if it chooses no example.
@@ -76,7 +80,8 @@ def add_noise_compensation(
     if isinstance(flip_ratio, jax.Array):
         raise TypeError(
             "flip_ratio decides how many examples are computed, so it must be a Python number, got "
-            f"{flip_ratio!r}. Under optax.inject_hyperparams name it in static_args=('flip_ratio',)."
+            f"{flip_ratio!r}. Under optax.inject_hyperparams name it in "
+            "static_args=('flip_ratio',)."
         )
     check_number(
         "flip_ratio",
@@ -95,31 +100,33 @@ def add_noise_compensation(
         return NoiseCompensationState(count=jnp.zeros([], jnp.int32), strength=amount.init())
 
     def update(
-        updates,
-        state,
-        params=None,
+        updates: optax.Updates,
+        state: NoiseCompensationState,
+        params: optax.Params | None = None,
         *,
-        loss_fn=None,
-        logits=None,
-        microbatch_size=None,
-        axis_name=None,
-        **extra_args,
-    ):
+        loss_fn: Any = None,
+        logits: jax.Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, NoiseCompensationState]:
         del extra_args
-        objective = require_objective(loss_fn, "the noise compensation of NCSAM")
-        _check_labels(objective)
+        objective = require_objective(loss_fn, "the noise compensation of NCSAM").replace(
+            penalty=None
+        )
+        if params is None:
+            raise ValueError(
+                "add_noise_compensation needs the parameters: call update(..., params)."
+            )
+        if logits is not None:
+            check_logits(objective, params, logits)
         key = jax.random.fold_in(jax.random.key(seed), state.count)
         dtype = _tree.accumulation_dtype(updates)
         s, strength_state = amount.read(state.strength, dtype)
 
-        def compensate():
-            at_w = logits
-            if at_w is None:
-                at_w = logits_in_slices(objective, params, microbatch_size)
+        def compensate() -> optax.Updates:
+            at_w = objective.logits(params) if logits is None else logits
+            flipped = _with_flipped_labels(objective, at_w, label_of)
             chosen = choose_examples(at_w, flip_ratio, None if deterministic else key)
-            flipped = flip_labels(at_w, objective.labels)
-            noisy = objective.subset(chosen).with_labels(flipped[chosen])
-            gradient = gradients_in_slices(noisy, params, microbatch_size, axis_name=axis_name)
+            _, gradient = value_and_gradients(flipped.subset(chosen), params)
             return _tree.linear(jnp.ones([], dtype), updates, s, gradient)
 
         if start_step:
@@ -173,7 +180,8 @@ def choose_examples(logits: jax.Array, flip_ratio: float, key: jax.Array | None)
     count = math.floor(flip_ratio * logits.shape[0] + 1e-9)  # 0.2 * 5 is 1, also in floating point
     if count == 0:
         raise ValueError(
-            f"flip_ratio={flip_ratio} chooses no example of a batch (or a group, with group_size) of "
+            f"flip_ratio={flip_ratio} chooses no example of a batch (or a group, with group_size) "
+            "of "
             f"{logits.shape[0]}: take a larger ratio, batch or group."
         )
     largest, _ = jax.lax.top_k(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), 2)
@@ -191,12 +199,60 @@ def flip_labels(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.argmax(jnp.where(observed, -jnp.inf, logits), axis=-1).astype(labels.dtype)
 
 
-def _check_labels(objective: Objective) -> None:
-    labels = objective.labels
-    if not (hasattr(labels, "dtype") and jnp.issubdtype(labels.dtype, jnp.integer)) or (
-        jnp.ndim(labels) != 1
+def _with_flipped_labels(
+    objective: Objective, logits: Any, label_of: Callable[[Any], Any] | None
+) -> Objective:
+    """The objective with the labels of all examples flipped: class numbers, or soft labels."""
+    if not hasattr(logits, "ndim") or logits.ndim != 2:
+        raise TypeError(
+            "the noise compensation of NCSAM flips one label per example, so it needs logits of "
+            "shape "
+            f"(B, classes), got {_kinds(logits)}. For one label per token map the network over "
+            "tokens, "
+            "or use another method."
+        )
+    leaves, treedef = jax.tree.flatten(objective.labels)
+    index = _label_index(leaves, objective.labels, logits, label_of)
+    label = leaves[index]
+    if _is_class_number(label):
+        leaves[index] = flip_labels(logits, label)
+    else:
+        flipped = flip_labels(logits, jnp.argmax(label, axis=-1))
+        leaves[index] = jax.nn.one_hot(flipped, logits.shape[-1], dtype=label.dtype)
+    return objective.with_labels(jax.tree.unflatten(treedef, leaves))
+
+
+def _label_index(
+    leaves: list[Any], labels: Any, logits: jax.Array, label_of: Callable[[Any], Any] | None
+) -> int:
+    """Which leaf of the labels holds the classes: the only candidate, or the one that was named."""
+    if label_of is not None:
+        chosen = label_of(labels)
+        found = [index for index, leaf in enumerate(leaves) if leaf is chosen]
+    else:
+        found = [index for index, leaf in enumerate(leaves) if _is_class_number(leaf)]
+        if not found:
+            found = [index for index, leaf in enumerate(leaves) if _is_soft(leaf, logits)]
+    if len(found) != 1 or not (
+        _is_class_number(leaves[found[0]]) or _is_soft(leaves[found[0]], logits)
     ):
         raise TypeError(
-            "the noise compensation of NCSAM flips labels, so it needs integer labels of shape (B,); "
-            f"got {jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), labels)}."
+            "the noise compensation of NCSAM flips labels, so it needs one array of integer labels "
+            "of shape "
+            f"(B,), or of soft labels like the logits, {logits.shape}; got labels "
+            f"{_kinds(labels)}. Name the "
+            "array with label_of=lambda labels: labels['...']."
         )
+    return found[0]
+
+
+def _is_class_number(leaf: Any) -> bool:
+    return jnp.ndim(leaf) == 1 and bool(jnp.issubdtype(jnp.result_type(leaf), jnp.integer))
+
+
+def _is_soft(leaf: Any, logits: jax.Array) -> bool:
+    return jnp.shape(leaf) == logits.shape and _tree.is_floating(leaf)
+
+
+def _kinds(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}", tree)

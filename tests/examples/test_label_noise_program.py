@@ -29,7 +29,7 @@ from train import (
 )
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "label_noise" / "main.py"
-FILES = {"epochs.csv", "results.json", "table.md", "label_noise.png", "label_noise.svg"}
+FILES = {"epochs.csv", "results.json", "table.md", "label_noise.png", "label_noise.svg", ".lock"}
 
 
 def read_csv(folder):
@@ -37,9 +37,13 @@ def read_csv(folder):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_the_real_loop_writes_its_files(model, tmp_path, capsys):
-    main(Config(methods=("sgd", "saner"), model=model, epochs=2, seeds=(3, 1), output=tmp_path))
+def test_the_convolutional_network_takes_the_loop(tmp_path):
+    main(Config(methods=("sgd",), model="cnn", epochs=1, seeds=(0,), output=tmp_path))
+    assert json.loads((tmp_path / "results.json").read_text())["config"]["model"] == "cnn"
+
+
+def test_the_real_loop_writes_its_files(tmp_path, capsys):
+    main(Config(methods=("sgd", "saner"), epochs=2, seeds=(3, 1), output=tmp_path))
 
     assert {path.name for path in tmp_path.iterdir()} == FILES  # and no temporary file is left
     rows = read_csv(tmp_path)
@@ -63,8 +67,7 @@ def test_the_real_loop_writes_its_files(model, tmp_path, capsys):
             assert 0 <= float(row[share]) <= 1
 
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["config"]["model"] == model
-    assert results["config"]["rho"] == {"sgd": 0.0, "saner": 0.2}
+    assert results["config"]["rho"] == {"sgd": 0.0, "saner": METHODS["saner"].rho}
     assert set(results["noise_mask_sha256"]) == {"3", "1"}
     assert len(set(results["noise_mask_sha256"].values())) == 2
     assert {"python", "jax", "flax", "optax", "optax_sam"} <= set(results["versions"])
@@ -92,17 +95,15 @@ def test_the_real_loop_on_every_kind_of_noise(noise, tmp_path):
 
 
 def test_the_same_seeds_give_the_same_results(tmp_path):
-    for name in "ab":
-        main(Config(methods=("sam",), epochs=2, seeds=(0, 5), output=tmp_path / name))
-    first, second = (read_csv(tmp_path / name) for name in "ab")
-    for row in first + second:
+    """Also if other seeds run beside them."""
+    for name, seeds in [("together", (0, 5)), ("alone", (5,))]:
+        main(Config(methods=("sam",), epochs=2, seeds=seeds, output=tmp_path / name))
+    together, alone = (read_csv(tmp_path / name) for name in ("together", "alone"))
+    for row in together + alone:
         del row["seconds_of_all_seeds"]
-    assert first == second
-    by_seed = {row["seed"]: row["loss"] for row in first if row["epoch"] == "2"}
+    assert alone == [row for row in together if row["seed"] == "5"]
+    by_seed = {row["seed"]: row["loss"] for row in together if row["epoch"] == "2"}
     assert by_seed["0"] != by_seed["5"]
-    main(Config(methods=("sam",), epochs=2, seeds=(5,), output=tmp_path / "alone"))
-    alone = [row["loss"] for row in read_csv(tmp_path / "alone")]
-    assert alone == [row["loss"] for row in first if row["seed"] == "5"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -239,20 +240,6 @@ def test_an_epoch_takes_every_step_on_other_examples():
     assert orders[0] != orders[1] or orders[0] != orders[2]
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "epochs.csv"
-    report.write_atomically(path, b"old")
-
-    def fail(source, target):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space left"):
-        report.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -281,48 +268,32 @@ def test_bad_settings_name_the_flag_the_value_and_the_remedy(arguments, message)
         Config(**arguments)
 
 
-def test_an_output_that_is_a_file_is_refused(tmp_path):
-    path = tmp_path / "results"
-    path.touch()
-    with pytest.raises(ValueError, match=r"--output: .*results.* It must be a folder"):
-        Config(output=path)
-
-
-def run_program(*flags, folder):
-    return subprocess.run(
+def test_the_command_line(tmp_path):
+    """In a folder of its own, as the README's first command starts it."""
+    flags = ("--methods", "sgd", "--epochs", "1", "--seeds", "0", "--output", "here")
+    done = subprocess.run(
         [sys.executable, "-W", "error", str(PROGRAM), *flags],
-        cwd=folder,
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,
-        env=os.environ | {"COLUMNS": "200"},
+        env=os.environ | {"PYTHONPATH": str(PROGRAM.parents[2]), "COLUMNS": "80"},
         check=False,
     )
-
-
-def test_the_command_line(tmp_path):
-    flags = ("--methods", "sgd", "--epochs", "1", "--seeds", "0", "--output", "here")
-    done = run_program(*flags, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "test accuracy" in done.stdout
+    assert "epoch [%]" in done.stdout
     assert {path.name for path in (tmp_path / "here").iterdir()} == FILES
 
 
-def test_the_command_line_refuses_bad_flags(tmp_path):
-    refused = run_program("--methods", "sgd", "smm", folder=tmp_path)
-    assert refused.returncode == 2
-    assert "--methods: 'smm' is not valid. Choose from sgd" in refused.stderr
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.slow
-def test_the_papers_orderings_show():
-    """SANER > SAM > SGD, J-SAM near SAM, L-SAM near SGD: what the README's table says."""
-    config = Config(seeds=(0, 1))
+def test_the_orderings_of_the_readme_show():
+    """SANER > SAM > SGD, J-SAM near SAM, L-SAM near SGD, for a seed of its table and a fresh one."""
+    config = Config(seeds=(0, 100))
     data = load_digits(config.noise, config.noise_rate, config.seeds)
     last = {epoch.method: epoch.measures for epoch in compare(config, data)}
     test = {method: measures["test_accuracy"] for method, measures in last.items()}
     memorized = {method: measures["memorized"] for method, measures in last.items()}
+    assert (test["saner"] > test["sgd"] + 0.08).all()  # what the README's first lines promise
     for better, worse in [("saner", "sam"), ("sam", "sgd"), ("jsam", "lsam")]:  # for every seed
         assert (test[better] > test[worse]).all()
         assert (memorized[better] < memorized[worse]).all()

@@ -1,10 +1,16 @@
 """The sweep over radii of the label-noise example, and what is read off it."""
 
 import csv
+import itertools
 
+import choose_rho
 import guidance
+import numpy as np
 import pytest
 import sweep
+from data import NUM_TRAIN, load_digits
+from report import MEASURES
+from train import Epoch
 
 SETTINGS = ("method", "rho", "alpha", "kappa", "test")
 # Best at 0.2; 1.4 points lower at 0.1; collapsed from 0.4; a better setting of another strength.
@@ -46,8 +52,11 @@ def test_guidance_is_read_off_the_sweep(tmp_path):
     assert list(sam.values())[4:] == ["0.2", "none tried"]
 
 
-@pytest.mark.slow
 def test_sweep_writes_a_row_for_every_setting(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        sweep, "compare", lambda config, data: made.append(config) or epochs_of(0.5)
+    )
     monkeypatch.setattr(sweep, "FACTORS", (0.5,))
     monkeypatch.setattr(sweep, "OTHERS", [("saner", "alpha", 1.0), ("ncsam", "kappa", 1.0)])
     output = tmp_path / "new" / "sweep.csv"
@@ -60,5 +69,63 @@ def test_sweep_writes_a_row_for_every_setting(tmp_path, monkeypatch):
         ("SANER", "0.2", "1", ""),
     ]
     for row in rows:
-        assert all(" ± " in value for name, value in row.items() if "%" in name)
+        assert all(value == "50.0 ± 14.1" for name, value in row.items() if "%" in name)
     assert [path.name for path in output.parent.iterdir()] == ["sweep.csv"]
+    assert [(*one.methods, one.rho, one.alpha, one.seeds) for one in made] == [
+        ("sgd", 0.0, 0.5, (0, 1)),
+        ("saner", 0.1, 0.5, (0, 1)),
+        ("saner", 0.2, 1.0, (0, 1)),
+    ]
+
+
+def epochs_of(*means):
+    """The last epoch of runs with two seeds."""
+    for mean in means:
+        shares = np.array([mean - 0.1, mean + 0.1])
+        yield Epoch("saner", 1, 1.0, dict.fromkeys(MEASURES, shares))
+
+
+def test_a_sweep_of_unknown_methods_is_refused():
+    with pytest.raises(ValueError, match=r"--methods: .samm. is not valid\. Did you mean sam\?"):
+        sweep.Sweep(methods=("samm",))
+    with pytest.raises(ValueError, match=r"--methods: .samm. is not valid\. Did you mean sam\?"):
+        choose_rho.Choice(method="samm")
+    with pytest.raises(ValueError, match="--rhos and --alphas: give at least one of each"):
+        choose_rho.Choice(rhos=())
+
+
+def test_no_test_label_and_no_correct_label_chooses_the_radius():
+    data = load_digits("symmetric", 0.4, (7,))
+    folds = choose_rho.held_out_folds(data, seed=7)
+    assert len(folds) == 5
+    assert sum(len(fold.test_labels) for fold in folds) == NUM_TRAIN
+    noisy = {
+        image.tobytes(): label for image, label in zip(data.inputs, data.labels[0], strict=True)
+    }
+    for fold in folds:
+        assert len(fold.inputs) + len(fold.test_inputs) == NUM_TRAIN
+        for images, labels in [(fold.inputs, fold.labels[0]), (fold.test_inputs, fold.test_labels)]:
+            assert [noisy[image.tobytes()] for image in images] == labels.tolist()
+    held_out = {image.tobytes() for fold in folds for image in fold.test_inputs}
+    assert held_out == noisy.keys()
+
+
+def test_the_smallest_radius_within_one_standard_error_is_chosen(tmp_path, monkeypatch, capsys):
+    means = {(0.1, 0.5): 0.5, (0.1, 1.0): 0.5, (0.2, 0.5): 0.54, (0.2, 1.0): 0.55, (0.4, 0.5): 0.58}
+    means |= {(0.4, 1.0): 0.58, (0.8, 0.5): 0.1, (0.8, 1.0): 0.1}
+    turns = itertools.cycle([-0.1, -0.05, 0.0, 0.05, 0.1])  # the standard error is 3.5 points
+
+    def results(config, data):
+        shares = np.array([means[config.rho, config.alpha] + next(turns)])
+        yield Epoch("saner", 1, 1.0, {"test_accuracy": shares})
+
+    monkeypatch.setattr(choose_rho, "compare", results)
+    output = tmp_path / "new" / "choice.csv"
+    choice = choose_rho.Choice(
+        rhos=(0.1, 0.2, 0.4, 0.8), alphas=(0.5, 1.0), seeds=(0,), output=output
+    )
+    choose_rho.main(choice)
+    rows = read(output)
+    assert len(rows) == 8
+    assert list(rows[3].values()) == ["saner", "0.2", "1", "55.0", "3.5"]
+    assert capsys.readouterr().out.endswith("saner: rho = 0.2, alpha = 1\n")

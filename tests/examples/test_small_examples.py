@@ -25,12 +25,13 @@ def load(name):
 
 @pytest.mark.parametrize("name", ["plain_step", "batch_norm_and_dropout"])
 def test_it_learns_and_is_deterministic(name, capsys):
-    load(name).main(epochs=4)
+    example = load(name)
+    example.main(epochs=4)
     first = capsys.readouterr().out
     accuracies = [float(found) for found in re.findall(r"test accuracy ([\d.]+)%", first)]
     assert len(accuracies) == 4
     assert accuracies[-1] > 85
-    load(name).main(epochs=4)
+    example.main(epochs=4)
     assert capsys.readouterr().out == first
 
 

@@ -6,6 +6,10 @@ from pathlib import Path
 
 REMEDY = "Download or write the file again."
 
+SMALL = 2**26
+EXPANSION = 100
+"""Compression makes images perhaps 10 times smaller: what unpacks to more than this is no data."""
+
 
 @contextmanager
 def naming(path: Path, expected: str) -> Iterator[None]:
@@ -21,6 +25,20 @@ def naming(path: Path, expected: str) -> Iterator[None]:
         raise ValueError(
             f"{path} is damaged, cut short, or not {expected}: {found.rstrip('.')}. {REMEDY}"
         ) from error
+
+
+def refuse_expansion(unpacked: int, stored: int) -> None:
+    """Refuses contents far larger than what is stored, before they take any memory.
+
+    Args:
+      unpacked: bytes that the headers announce.
+      stored: bytes of the file.
+
+    Raises:
+      ValueError: for more than ``SMALL`` bytes and more than ``EXPANSION`` times what is stored.
+    """
+    if unpacked > max(SMALL, EXPANSION * stored):
+        raise ValueError(f"its {stored:,} bytes would unpack to {unpacked:,}")
 
 
 def require_file(path: Path) -> Path:

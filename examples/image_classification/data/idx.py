@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .dataset import Dataset, as_images, as_labels, assemble, count_classes
-from .errors import listing, naming
+from .errors import listing, naming, refuse_expansion
 
 UINT8 = 8
 STEMS = {
@@ -83,6 +83,7 @@ def _read_array(path: Path, axes: int) -> np.ndarray:
         shape = struct.unpack(f">{axes}i", stream.read(4 * axes))
         if min(shape) < 0:
             raise ValueError(f"its header says shape {shape}")
+        refuse_expansion(math.prod(shape), path.stat().st_size)
         values = stream.read(math.prod(shape) + 1)  # one more, to notice a longer file
         if len(values) != math.prod(shape):
             relation = "fewer" if len(values) < math.prod(shape) else "more"

@@ -8,14 +8,17 @@ under the names of CIFAR-N (``worse_label``, ...). A file with CIFAR-10's class 
 """
 
 import io
+import math
+import zipfile
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from . import cifar_n
 from .dataset import Dataset, as_images, as_labels, assemble, count_classes
-from .errors import REMEDY, naming
+from .errors import REMEDY, naming, refuse_expansion
 
 IMAGES = {"train": ("x_train", "train_images", "images"), "test": ("x_test", "test_images")}
 LABELS = {
@@ -61,11 +64,37 @@ def read(path: Path) -> Dataset:
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     with open(path, "rb") as stream, naming(path, "an .npz file of arrays without pickles"):
-        archive = np.load(stream, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
+        if stream.read(6) == np.lib.format.MAGIC_PREFIX:
             raise ValueError("it is a single array")
-        with archive:
+        _check_headers(stream, path.stat().st_size)
+        with np.load(stream, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
+
+
+def _check_headers(stream: BinaryIO, stored: int) -> None:
+    """Refuses arrays of another size than their headers say, and such as no file of images has."""
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    unpacked = 0
+    with zipfile.ZipFile(stream) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as content:
+                version = np.lib.format.read_magic(content)
+                if version not in readers:
+                    raise ValueError(f"{member.filename} has a header of version {version}")
+                shape, _, dtype = readers[version](content)
+                size = content.tell() + math.prod(shape) * dtype.itemsize
+            if dtype.hasobject:
+                raise ValueError(f"{member.filename} is pickled, which needs allow_pickle")
+            if size != member.file_size:
+                raise ValueError(
+                    f"{member.filename} has {member.file_size:,} bytes where its shape needs {size:,}"
+                )
+            unpacked += size
+    refuse_expansion(unpacked, stored)
+    stream.seek(0)
 
 
 def _one_of(contents: dict, names: tuple[str, ...], path: Path) -> str:
@@ -108,8 +137,11 @@ def _decode(contents: dict, split: str, path: Path) -> np.ndarray:
     images = None
     for index, (start, stop) in enumerate(pairwise(offsets)):
         try:
-            image = np.asarray(Image.open(io.BytesIO(data[start:stop].tobytes()), formats=["JPEG"]))
-        except (OSError, SyntaxError) as error:
+            file = Image.open(io.BytesIO(data[start:stop].tobytes()), formats=["JPEG"])
+            if images is None:
+                refuse_expansion((offsets.size - 1) * math.prod(file.size) * 4, data.size)
+            image = np.asarray(file)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{source}: image {index} is damaged: {error}. {REMEDY}") from error
         if images is None:
             images = np.empty((offsets.size - 1, *image.shape), np.uint8)

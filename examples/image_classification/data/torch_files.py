@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import naming
+from .errors import naming, refuse_expansion
 from .pickles import Unpickler, array, dictionary
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -33,7 +33,9 @@ def read(path: Path) -> dict[str, Any]:
       ValueError: for a damaged file, another root object, or anything that is not plain data.
     """
     with open(path, "rb") as stream, naming(path, "a dictionary saved by torch.save"):
-        return _read_zip(stream) if zipfile.is_zipfile(stream) else _read_legacy(stream)
+        if zipfile.is_zipfile(stream):
+            return _read_zip(stream, path.stat().st_size)
+        return _read_legacy(stream)
 
 
 class _Storage:
@@ -63,8 +65,9 @@ class _TorchUnpickler(Unpickler):
         return self.storages.setdefault(key, _Storage(dtype, count))
 
 
-def _read_zip(stream: BinaryIO) -> dict[str, Any]:
+def _read_zip(stream: BinaryIO, stored: int) -> dict[str, Any]:
     with zipfile.ZipFile(stream) as archive:
+        refuse_expansion(sum(member.file_size for member in archive.infolist()), stored)
         members = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(members) != 1:
             raise pickle.UnpicklingError(f"it is a zip archive with {len(members)} data.pkl")

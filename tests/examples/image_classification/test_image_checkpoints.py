@@ -1,6 +1,8 @@
 """Checkpoints: the same bits back, or a refusal that says why."""
 
 import os
+import resource
+import shutil
 from typing import NamedTuple
 
 import ml_dtypes
@@ -8,7 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from examples.image_classification.checkpoints import CheckpointError, Checkpoints
+from examples.image_classification.checkpoints import (
+    CheckpointError,
+    CheckpointNotSaved,
+    Checkpoints,
+)
 
 
 class State(NamedTuple):
@@ -118,6 +124,54 @@ def test_an_empty_folder_is_refused_not_taken_for_the_latest(checkpoints):
     (checkpoints.folder / "5").mkdir()
     with pytest.raises(CheckpointError, match=r"checkpoints/5 is refused.*go on from epoch 1"):
         reopened(checkpoints).restore(state())
+
+
+def test_a_renamed_or_copied_folder_is_refused(checkpoints):
+    """An older state under a newer name would be trained as if it were the newer one."""
+    checkpoints.save(1, state(), {})
+    checkpoints.save(2, state(), {})
+    shutil.copytree(checkpoints.folder / "2", checkpoints.folder / "7")
+    message = r"checkpoints/7 is refused: it is that of epoch 2, renamed.*to go on from epoch 2"
+    with pytest.raises(CheckpointError, match=message):
+        reopened(checkpoints).restore(state())
+    shutil.rmtree(checkpoints.folder / "2")
+    with pytest.raises(CheckpointError, match=r"checkpoints/7 is refused.*to go on from epoch 1"):
+        reopened(checkpoints).restore(state())
+
+
+def test_a_copy_under_a_name_that_is_no_number_is_ignored(checkpoints):
+    checkpoints.save(1, state(), {})
+    shutil.copytree(checkpoints.folder / "1", checkpoints.folder / "1 (copy)")
+    assert reopened(checkpoints).restore(state()).epoch == 1
+
+
+def test_the_arrays_of_another_checkpoint_are_refused(checkpoints):
+    checkpoints.save(1, state(seed=1), {})
+    checkpoints.save(2, state(seed=2), {})
+    shutil.rmtree(checkpoints.folder / "2" / "state")
+    shutil.copytree(checkpoints.folder / "1" / "state", checkpoints.folder / "2" / "state")
+    with pytest.raises(CheckpointError, match=r"arrays are damaged.*go on from epoch 1"):
+        reopened(checkpoints).restore(state())
+
+
+def test_a_full_disk_is_one_short_error(checkpoints, capfd):
+    """A limit on the size of files stands for it; orbax would print 125 lines."""
+    checkpoints.save(1, state(), {})
+    big = {"x": np.random.default_rng(0).normal(size=50_000)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    try:
+        with pytest.raises(CheckpointNotSaved) as error:
+            checkpoints.save(2, big, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    message = str(error.value)
+    assert "epoch 2 could not be written in" in message
+    assert "(File too large)" in message
+    assert f"The last one, {checkpoints.folder / '1'}, is unharmed. Free some space." in message
+    assert len(message) < 300
+    assert capfd.readouterr() == ("", "")
+    assert reopened(checkpoints).restore(state()).epoch == 1
 
 
 def test_what_a_killed_save_leaves_is_ignored(checkpoints):

@@ -4,10 +4,14 @@ import gzip
 import io
 import pickle
 import re
+import struct
+import tracemalloc
+import zipfile
 
 import image_files
 import numpy as np
 import pytest
+from PIL import Image
 
 from examples.image_classification.data import load
 
@@ -324,6 +328,79 @@ def test_npz_with_a_flipped_byte(tmp_path):
     path.write_bytes(content)
 
     assert "CRC" in complaint(path)
+
+
+def zeros_npz(path, shape):
+    """Writes an .npz file whose images are all black."""
+    _, labels, test_images, test_labels = image_files.arrays(8, 3)
+    names = ("y_train", "x_test", "y_test")
+    few = dict(zip(names, (labels, test_images, test_labels), strict=True))
+    np.savez_compressed(path, x_train=np.zeros(shape, np.uint8), **few)
+
+
+def gzip_bomb(path):
+    """An idx file of black images, as its header says."""
+    header = image_files.idx_bytes(np.zeros((0, 1000, 1000)))[:4] + struct.pack(
+        ">3i", 80, 1000, 1000
+    )
+    with gzip.open(path, "wb") as stream:
+        stream.write(header)
+        for _ in range(80):
+            stream.write(bytes(10**6))
+
+
+def black_jpeg(contents):
+    """One picture of 8,000 x 8,000 pixels in some hundred kilobytes."""
+    stream = io.BytesIO()
+    Image.new("L", (8000, 8000)).save(stream, "JPEG")
+    contents["train_jpeg"] = np.frombuffer(stream.getvalue(), np.uint8)
+    contents["train_offsets"] = np.array([0, contents["train_jpeg"].size])
+
+
+@pytest.mark.parametrize("kind", ["npz", "idx", "torch", "jpeg"])
+def test_a_file_that_would_unpack_to_much_more_is_refused_before_it_is_read(
+    kind, tmp_path, monkeypatch
+):
+    """As a file of 2.9 MB that takes 3.2 GB of memory."""
+    path, arguments = tmp_path / "data.npz", ()
+    if kind == "npz":
+        zeros_npz(path, (80, 1000, 1000))
+    elif kind == "jpeg":
+        damaged_jpeg(black_jpeg)(path)
+    elif kind == "idx":
+        image_files.write_idx(tmp_path, image_files.arrays(28, 1))
+        gzip_bomb(tmp_path / "train-images-idx3-ubyte.gz")
+        path = tmp_path
+    else:
+        arguments = (tmp_path / "human.pt",)
+        with zipfile.ZipFile(arguments[0], "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("human/data.pkl", bytes(8 * 10**7))
+        path = "digits"
+    tracemalloc.start()
+    message = complaint(path, *arguments)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert re.search(r"its [\d,]+ bytes would unpack to [\d,]{10,}", message)
+    assert peak < 3e7
+
+
+def test_an_array_of_another_size_than_its_header_says(tmp_path):
+    """Such as one that was written over by a shorter one; nothing of it is used."""
+    path = tmp_path / "data.npz"
+    header = npy_bytes(np.zeros((20, 8, 8, 3), np.uint8))
+    for content in (header[:-1], header + b"\0"):
+        with_arrays(x_train=None)(path)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("x_train.npy", content)
+        message = rf"x_train.npy has {len(content):,} bytes where its shape needs {len(header):,}"
+        assert message in complaint(path)
+
+
+def test_a_member_that_is_no_array(tmp_path):
+    path = image_files.write_npz(tmp_path / "data.npz", image_files.arrays(8, 3))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("class_names.txt", "cat dog")
+    assert f"{path} is damaged" in complaint(path)
 
 
 HUMAN_DAMAGE = {

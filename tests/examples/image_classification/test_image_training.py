@@ -49,8 +49,10 @@ def assert_same(actual, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loop", ["python", "compiled"])
-@pytest.mark.parametrize("mode", ["jit", "pmap", "shard_map"])
+@pytest.mark.parametrize(
+    ("mode", "loop"),
+    [("jit", "python"), ("jit", "compiled"), ("pmap", "python"), ("shard_map", "compiled")],
+)
 def test_four_devices_give_the_result_of_one(mode, loop):
     """With batch normalization, SANER's sign test and augmentation, all of the whole batch."""
     actual = trained(dataclasses.replace(TINY, parallel=mode, epoch_loop=loop))

@@ -1,0 +1,136 @@
+"""What a loss function may return, and what is wrong with it otherwise."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_sam import _tree
+
+
+def call_loss(loss_fn: Callable[..., Any], params: chex.ArrayTree) -> Any:
+    """Calls the loss; says what is missing where it takes a module in place of its parameters."""
+    try:
+        return loss_fn(params)
+    except TypeError as error:
+        if "object is not callable" in str(error) and type(params).__name__ in str(error):
+            raise TypeError(
+                f"loss_fn was called with the parameters, a {type(params).__name__}, and tried to "
+                "call them "
+                "like a model. Turn your loss of a model into a loss of its parameters: "
+                "loss_fn=optax_sam.nnx.loss_function(model, loss_fn, *args) in Flax nnx, taken "
+                "before the "
+                "clean pass, or optax_sam.equinox.loss_function(model, loss_fn, *args) in Equinox."
+            ) from error
+        raise
+
+
+def split_loss_and_aux(output: Any, params: chex.ArrayTree) -> tuple[jax.Array, Any, bool]:
+    """``(loss, aux, whether there is aux)`` of what a loss function returned."""
+    loss, aux, has_aux = output, None, False
+    if isinstance(output, tuple):
+        if len(output) != 2:
+            raise TypeError(
+                f"loss_fn must return a scalar loss or (loss, aux), got a tuple of {len(output)}. "
+                "Put "
+                "all auxiliary output into one dictionary: return loss, {...}."
+            )
+        (loss, aux), has_aux = output, True
+        if isinstance(loss, tuple) or _is_like(aux, params):
+            raise TypeError(
+                "loss_fn must return a scalar loss, got (value, gradients). Pass the loss itself, "
+                "not "
+                "jax.value_and_grad(loss). If the second value is auxiliary output that looks like "
+                "the "
+                "parameters, put it into a dictionary: return loss, {'aux': aux}."
+            )
+    if not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
+        raise TypeError(
+            f"loss_fn must return a scalar loss, got {loss!r}. Does it return its value?"
+        )
+    if jnp.shape(loss) != () or not _tree.is_floating(loss):
+        raise TypeError(
+            f"loss_fn must return a scalar loss, got shape {jnp.shape(loss)} and dtype "
+            f"{jnp.result_type(loss)}. Take the mean over the batch inside loss_fn."
+        )
+    return jnp.asarray(loss), aux, has_aux
+
+
+def _is_like(aux: Any, params: chex.ArrayTree) -> bool:
+    """Whether auxiliary output has the structure and shapes of the parameters, as gradients do."""
+    structure: Any = jax.tree.structure(params)
+    if not jax.tree.leaves(params) or jax.tree.structure(aux) != structure:
+        return False
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(aux)] == [
+        jnp.shape(leaf) for leaf in jax.tree.leaves(params)
+    ]
+
+
+def check_labels(loss: Callable[..., Any], logits: Any, labels: Any) -> None:
+    """Says what the default loss makes of labels that are no class numbers."""
+    if loss is not optax.softmax_cross_entropy_with_integer_labels or not hasattr(labels, "dtype"):
+        return
+    expected = jnp.shape(logits)[:-1]
+    advice = ""
+    if labels.shape == jnp.shape(logits):
+        advice = "For one-hot or soft labels pass loss=optax.softmax_cross_entropy."
+    elif labels.shape == (*expected, 1):
+        advice = "Drop the last axis: labels[..., 0]."
+    elif not jnp.issubdtype(labels.dtype, jnp.integer):
+        advice = "Convert class numbers with labels.astype(jnp.int32), or pass a loss= of your own."
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(
+            "the default loss needs integer labels, got labels of dtype "
+            f"{labels.dtype} and shape {labels.shape}. {advice}"
+        )
+    if labels.shape != expected:
+        raise ValueError(
+            f"the default loss needs one label per row of the logits, shape {expected}, got labels "
+            "of "
+            f"shape {labels.shape}. {advice}".rstrip()
+        )
+
+
+def check_losses(
+    losses: Any, loss: Callable[..., Any], logits: Any, labels: Any, batch_size: int
+) -> None:
+    """Refuses a loss that is not one value per example."""
+    shape = jnp.shape(losses)
+    if shape[:1] != (batch_size,):
+        raise ValueError(
+            f"loss must return one value per example, shape ({batch_size}, ...), got shape "
+            f"{shape}. "
+            "Objective takes the mean itself: pass the loss without it."
+        )
+    if batch_size > 1 and batch_size in shape[1:] and _grows_twice(loss, logits, labels, shape):
+        raise ValueError(
+            f"loss must return one value per example, got shape {shape}: it compares every example "
+            "with "
+            f"every other one, because logits of shape {jax.tree.map(jnp.shape, logits)} and "
+            "labels of "
+            f"shape {jax.tree.map(jnp.shape, labels)} are broadcast against each other. Give both "
+            "the "
+            "same shape."
+        )
+
+
+def _grows_twice(
+    loss: Callable[..., Any], logits: Any, labels: Any, shape: tuple[int, ...]
+) -> bool:
+    """Whether another axis of the losses grows with the batch."""
+
+    def longer(leaf: Any) -> jax.ShapeDtypeStruct:
+        first, *rest = jnp.shape(leaf)
+        return jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
+            (first + 1, *rest), jnp.result_type(leaf)
+        )
+
+    try:
+        grown = jax.eval_shape(loss, *jax.tree.map(longer, (logits, labels)))
+    except (TypeError, ValueError, IndexError):
+        return False  # the user's loss knows its batch size; nothing can be told
+    return any(new != old for new, old in zip(grown.shape[1:], shape[1:], strict=False))

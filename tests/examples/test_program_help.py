@@ -1,0 +1,206 @@
+"""What the programs say to their users: help, errors, tables; and that their advice can be followed."""
+
+import csv
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import choose_rho
+import guidance
+import main as label_noise
+import numpy as np
+import pytest
+import report
+import sweep
+import tyro
+from config import Config
+from methods import METHODS
+from train import Epoch
+
+from examples.image_classification import compare, train
+from examples.image_classification.config import Config as ImageConfig
+from examples.image_classification.presets import PRESETS
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPT = "examples/label_noise/main.py"
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    """A terminal of 80 columns, in which the label-noise program was started from the repository."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", [SCRIPT])
+
+
+@pytest.fixture
+def said(capsys):
+    """Runs a command line that ends by itself: its exit code, and what it printed, without boxes."""
+
+    def run(program, *arguments):
+        with pytest.raises(SystemExit) as stop:
+            program(list(arguments))
+        out, err = capsys.readouterr()
+        code = stop.value.code
+        if isinstance(code, str):  # Python prints it and ends with 1
+            code, err = 1, err + code
+        assert all(len(line) <= 80 for line in out.splitlines() if line.startswith(("╭", "│")))
+        return code, " ".join(re.sub("[│╭╮╰╯─]", " ", out + err).split())
+
+    return run
+
+
+def help_of(script):
+    return lambda arguments: tyro.cli(script, args=arguments)
+
+
+PROGRAMS = {
+    f"python -m {train.PROGRAM}": train.main,
+    compare.PROGRAM: compare.main,
+    f"python {SCRIPT}": label_noise.command_line,
+}
+OTHERS = {
+    "guidance": help_of(guidance.main),
+    "sweep": help_of(sweep.Sweep),
+    "choose_rho": help_of(choose_rho.Choice),
+}
+
+
+def test_train_help_shows_all_settings_and_all_options(said):
+    code, text = said(train.main, "--help")
+    assert code == 0
+    for name in PRESETS:
+        assert f"- {name}: " in text
+    for name in (*ImageConfig.__dataclass_fields__, *train.Processes.__dataclass_fields__):
+        assert f"--{name.replace('_', '-')}" in text
+    assert said(train.main, "saner-cifar10", "--help")[1].count("(default: preact_resnet18)") == 1
+
+
+def test_guidance_help_works(said):
+    code, text = said(OTHERS["guidance"], "--help")
+    assert code == 0
+    assert "that sweep.py has written" in text
+
+
+@pytest.mark.parametrize("content", ["", "method,rho\n", "method,rho\nSAM,0.1\n", "a,b\n1,2\n"])
+def test_guidance_refuses_another_file(content, tmp_path):
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"a\.csv is not a complete table of a sweep, with the col"
+    ):
+        guidance.main(tmp_path / "a.csv", tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "code", "message"),
+    [
+        (train.main, "--method samm", 2, "--method: 'samm' is not valid. Did you mean sam?"),
+        (train.main, "--rho -1", 2, "--rho: -1.0 is not valid. It is finite and at least 0."),
+        (
+            train.main,
+            "saner-cifar",
+            1,
+            "'saner-cifar' names no settings. Did you mean saner-cifar10",
+        ),
+        (train.main, "--rhoo 1", 2, "Perhaps you meant: --rho FLOAT"),
+        (
+            train.main,
+            "--batch-size 5000",
+            1,
+            "error: --batch-size: 5000 is more than the 1297 training examples.",
+        ),
+        (train.main, "--data /nowhere", 1, "error: /nowhere does not exist. Give a folder with"),
+        (label_noise.command_line, "--methods samm", 2, "'samm' is not valid. Did you mean sam?"),
+        (label_noise.command_line, "--noise pairflip", 2, "invalid choice 'pairflip'"),
+        (compare.main, "/nowhere", 1, "error: /nowhere cannot be compared (no run): results.json"),
+        (compare.main, "", 1, "error: no runs are given. Name the folders of finished runs."),
+    ],
+)
+def test_errors_can_be_followed(program, arguments, code, message, said):
+    found, text = said(program, *arguments.split())
+    assert found == code
+    assert message in text
+    assert "dummy" not in text
+    advised = re.findall(r"For full helptext, (?:run|see) (python .*? --help)", text)
+    assert bool(advised) == (code == 2)
+    for command in advised:
+        (start,) = [start for start in PROGRAMS if command.startswith(start)]
+        assert PROGRAMS[start] is program
+        assert said(program, *shlex.split(command.removeprefix(start)))[0] == 0
+    if hint := re.search(r"Did you mean ([\w-]+)\?", text):
+        assert hint[1] in METHODS | PRESETS
+
+
+@pytest.mark.parametrize("folder", ["label_noise", "image_classification"])
+def test_every_flag_in_a_message_exists(folder, said):
+    programs = [*PROGRAMS.values(), *OTHERS.values()]
+    known = " ".join(said(program, "--help")[1] for program in programs)
+    known = set(re.findall(r"--[a-z][a-z-]*", known))
+    for path in (EXAMPLES / folder).glob("*.py"):
+        named = set(re.findall(r"--[a-z][a-z-]*[a-z]", path.read_text(encoding="utf-8")))
+        assert named <= known, path.name
+
+
+def epochs_of(config):
+    """Results as wide as they come."""
+    shares = np.array([1.0, 0.7])
+    measures = dict.fromkeys(report.MEASURES, shares)
+    return [Epoch(name, 1, 12.0, measures) for name in config.methods]
+
+
+def test_the_table_fits_into_80_columns(capsys):
+    config = Config(methods=tuple(METHODS), epochs=1, seeds=(0, 1))
+    report.print_table(config, epochs_of(config))
+    printed = capsys.readouterr().out
+    rule = next(number for number, line in enumerate(printed.splitlines()) if "─" in line)
+    title, header = printed.splitlines()[: rule - 2], printed.splitlines()[rule - 2 : rule]
+    assert " ".join(" ".join(title).split()) == report._title(config)
+    assert all(len(line) <= 80 for line in printed.splitlines())
+    assert header[1].split() == ["method", *("epoch [%] " * 2 + "[%] fitted [%] / SGD").split()]
+    rows = [line for line in printed.splitlines()[rule + 1 :] if line.strip()]
+    assert len(rows) == len(METHODS)  # none is broken
+    for row, method in zip(rows, METHODS.values(), strict=True):
+        assert row.split("  ")[0].strip() == method.label
+        assert row.count("85.0 ± 21.2") == 4
+
+
+def test_the_progress_fits_into_80_columns(capsys):
+    config = Config(methods=("looksam_saner", "friendly_sam_saner"), epochs=1, seeds=(0, 1))
+    with report.live_progress(config) as show:
+        for epoch in epochs_of(config):
+            show(epoch)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.rstrip().endswith("memorized 85%") for line in lines)
+
+
+def test_compare_says_where_its_files_went_and_fits_into_80_columns(tmp_path, capsys, monkeypatch):
+    runs = {
+        name: [compare.FinishedRun(Path(str(seed)), results(seed), rows()) for seed in (0, 1)]
+        for name in ("sgd", "saner, noise human:worse, rho 0.1, down_weight_warmup 0.25")
+    }
+    monkeypatch.setattr(compare, "read_run", lambda folder: folder)
+    monkeypatch.setattr(compare, "group_runs", lambda _: runs)
+    compare.main(["a", "b", "--output", str(tmp_path / "out")])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == f"files in {tmp_path / 'out'}: table.md, table.csv, curves.png"
+    table = printed[: next(n for n, line in enumerate(printed) if line.startswith("files"))]
+    assert all(len(line) <= 80 for line in table)
+    rule = next(number for number, line in enumerate(table) if "─" in line)
+    assert sum(bool(line.strip()) for line in table[:rule]) == 2
+    assert sum("85.0 ± 21.2" in line for line in table) == 2
+    assert len(list(csv.reader(io.StringIO((tmp_path / "out" / "table.csv").read_text())))) == 3
+
+
+def results(seed):
+    shares = {"epoch": 1, "test_accuracy": 1.0 - 0.3 * seed, "clean_fit": 1.0, "memorized": 1.0}
+    return {
+        "config": {"method": "sgd", "seed": seed},
+        "last": shares,
+        "best": shares,
+        "labels_sha256": "a",
+    }
+
+
+def rows():
+    return [{"epoch": 1, "test_accuracy": 1.0, "memorized": 1.0, "images_per_second": 12345.0}]
