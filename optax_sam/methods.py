@@ -30,6 +30,7 @@ import optax
 from optax_sam._axes import AxisName
 from optax_sam._hyperparameters import check_integer, check_number
 from optax_sam._masks import MaskOrFunction
+from optax_sam._stages import as_stage
 from optax_sam.combinations import (
     down_weight,
     extrapolate,
@@ -120,8 +121,11 @@ def _compose(
             "gives "
             "each group its own, has no meaning. Leave it out."
         )
-    own, users = combination, given.pop("combination", None)
-    combination = optax.chain(own, users) if own is not None and users is not None else own or users
+    users = given.pop("combination", None)
+    if otherwise is not None:  # what the user adds acts on the steps in between, too
+        otherwise = _chain(otherwise, users)
+    else:
+        combination = _chain(combination, users)
     condition = {
         name: given.pop(name, None) for name in ("every_k", "start_step", "stop_step", "when")
     }
@@ -131,6 +135,15 @@ def _compose(
     if all(value is None for value in condition.values()):
         return method
     return sometimes(method, otherwise=otherwise, axis_name=given.get("axis_name"), **condition)
+
+
+def _chain(
+    own: optax.GradientTransformation | None, users: optax.GradientTransformation | None
+) -> optax.GradientTransformation | None:
+    """The user's combination behind the method's own, if there are both."""
+    if own is None or users is None:
+        return own or users
+    return optax.chain(as_stage("combination", own), as_stage("combination", users))
 
 
 P = ParamSpec("P")

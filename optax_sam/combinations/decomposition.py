@@ -14,9 +14,9 @@ from optax_sam.combinations.down_weighting import require_clean_gradients
 def orthogonal_part(vector: chex.ArrayTree, direction: chex.ArrayTree) -> chex.ArrayTree:
     """The part of ``vector`` orthogonal to ``direction``; all of it where the direction is zero."""
     length = _tree.norm(direction)
-    # Divided by the norm twice, not once by its square, which would vanish or overflow earlier.
-    along = _tree.divide_or_zero(_tree.dot(vector, direction), length)
-    coefficient = _tree.divide_or_zero(along, length)
+    # Divided by the norm twice, not once by its square, which would vanish or overflow.
+    inverse = _tree.divide_or_zero(jnp.ones_like(length), length)
+    coefficient = _tree.dot(vector, direction, inverse) * inverse
     return _tree.linear(jnp.ones_like(coefficient), vector, -coefficient, direction)
 
 
@@ -90,8 +90,8 @@ def reuse_orthogonal(
       norm_epsilon: at least 0, added to ‖v‖; ``1e-8`` in pytorch_optimizer.
 
     Returns:
-      An ``optax.GradientTransformationExtraArgs`` for the argument ``reuse`` of
-      :func:`optax_sam.sharpness_aware`. Its ``update`` needs ``clean_grads`` and ``is_ascent_step``.
+      An ``optax.GradientTransformationExtraArgs`` for the argument ``otherwise`` of
+      :func:`optax_sam.sometimes`. Its ``update`` needs ``clean_grads`` and ``is_ascent_step``.
 
     Raises:
       ValueError: if ``alpha`` or ``norm_epsilon`` is a negative number.

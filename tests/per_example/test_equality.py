@@ -38,8 +38,9 @@ def as_tuple(result):
     return result.loss, result.perturbed_loss, result.gradients, result.clean_gradients
 
 
-def check_equality(name, evaluations, chunk_size, batch=5, group_size=1):
+def check_equality(name, evaluations, microbatch_size=None, batch=5, group_size=1):
     objective, params = problem(name, batch)
+    sliced = objective.replace(microbatch_size=microbatch_size)
 
     @compile_quickly
     def expected(params, rho):
@@ -55,12 +56,7 @@ def check_equality(name, evaluations, chunk_size, batch=5, group_size=1):
         return [
             as_tuple(
                 per_example_gradient(
-                    objective,
-                    params,
-                    rho,
-                    evaluation=evaluation,
-                    group_size=group_size,
-                    chunk_size=chunk_size,
+                    sliced, params, rho, evaluation=evaluation, group_size=group_size
                 )
             )
             for evaluation in evaluations
@@ -71,33 +67,31 @@ def check_equality(name, evaluations, chunk_size, batch=5, group_size=1):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_full_gradient_equals_the_naive_form(name, x64):
-    # A loop over chunks of three, and a remainder of two.
-    check_equality(name, ["full"], chunk_size=3)
+    # A loop over two microbatches of three.
+    check_equality(name, ["full"], microbatch_size=3, batch=6)
 
 
 @pytest.mark.parametrize(
     "name", ["MLP", "1-D convolution", "few positions", "tied layers", "sliced weights"]
 )
 def test_other_gradients_equal_the_naive_form(name, x64):
-    check_equality(name, ["jacobian_only", "logit_only"], chunk_size=None)
+    check_equality(name, ["jacobian_only", "logit_only"])
 
 
 @pytest.mark.parametrize("name", ["MLP", "1-D convolution", "few positions", "tied layers"])
 def test_groups_equal_the_naive_form(name, x64):
     # Groups of two, two at once, and a remainder of one.
-    check_equality(name, ["full"], chunk_size=5, batch=10, group_size=2)
+    check_equality(name, ["full"], microbatch_size=5, batch=10, group_size=2)
 
 
 def test_other_gradients_of_groups_equal_the_naive_form(x64):
-    check_equality(
-        "few positions", ["jacobian_only", "logit_only"], chunk_size=None, batch=6, group_size=3
-    )
+    check_equality("few positions", ["jacobian_only", "logit_only"], batch=6, group_size=3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["GPT with tied embedding"])
-def test_all_gradients_in_one_chunk(name, x64):
-    check_equality(name, EVALUATIONS, chunk_size=None)
+def test_all_gradients_at_once(name, x64):
+    check_equality(name, EVALUATIONS)
 
 
 @pytest.mark.parametrize(("perturbed", "size"), [("kernel", 1), ("head", 1), ("kernel", 2)])
@@ -113,13 +107,10 @@ def test_mask(perturbed, size, x64):
     assert_close(as_tuple(ours), theirs)
 
 
-def test_chunk_size_does_not_matter(x64):
-    objective, params = problem("1-D convolution")
+def test_microbatch_size_does_not_matter(x64):
+    objective, params = problem("1-D convolution", batch=6)
     results = [
-        compile_quickly(functools.partial(per_example_gradient, objective, chunk_size=size))(
-            params, RHO
-        )
-        for size in (1, 3, 100)
+        fast(objective.replace(microbatch_size=size), params, RHO) for size in (1, 3, 6, None)
     ]
     for result in results[1:]:
         assert_close(result, results[0], 1e-13)
