@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import _tree
+from optax_sam._checks import check_leaves, check_like, kinds
+from optax_sam._hyperparameters import check_number
 from optax_sam.combinations._coordinates import coordinate_sets
 
 
@@ -40,7 +42,7 @@ def coordinate_shares(
       :class:`CoordinateShares`.
 
     Raises:
-      ValueError: if the trees have no floating coordinate.
+      ValueError: if the trees have no floating coordinate, or differ in structure or shapes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -52,9 +54,22 @@ def coordinate_shares(
     References:
       Luong et al., arXiv 2411.17132, section 4.
     """
+    check_leaves(clean_grads, "clean_grads")
+    check_like(
+        "perturbed_grads",
+        perturbed_grads,
+        clean_grads,
+        of="clean_grads",
+        remedy="Both are gradients of the same parameters.",
+    )
+    if ratio_epsilon is not None:
+        check_number("ratio_epsilon", ratio_epsilon, minimum=0)
     size = _tree.size(clean_grads)
     if size == 0:
-        raise ValueError("the gradients have no floating coordinate.")
+        raise ValueError(
+            f"clean_grads must have floating coordinates, got {kinds(clean_grads)}. Pass the "
+            "gradients of the parameters."
+        )
     pairs = zip(
         _tree.floating_leaves(clean_grads), _tree.floating_leaves(perturbed_grads), strict=True
     )

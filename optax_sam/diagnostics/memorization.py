@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optax_sam._checks import is_array_of, kinds
+
 
 class Memorization(NamedTuple):
     """The result of :func:`memorization`; NaN where there is no such example.
@@ -37,6 +39,9 @@ def memorization(
     Returns:
       :class:`Memorization`.
 
+    Raises:
+      TypeError: if an argument has another shape or dtype.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from optax_sam.diagnostics import memorization
@@ -48,6 +53,22 @@ def memorization(
     References:
       Luong et al., arXiv 2411.17132, section 3, plot the accuracies on noisy and on clean examples.
     """
+    if not is_array_of(logits, jnp.floating) or jnp.ndim(logits) != 2:
+        raise TypeError(
+            f"logits must be a floating array of shape (n, classes), got {kinds(logits)}. Pass the "
+            "network's output for all training examples."
+        )
+    rows = {"noisy_labels": (noisy_labels, jnp.integer), "changed": (changed, jnp.bool_)}
+    if true_labels is not None:
+        rows["true_labels"] = (true_labels, jnp.integer)
+    for name, (values, kind) in rows.items():
+        if not is_array_of(values, kind) or values.shape != logits.shape[:1]:
+            wanted = "bools" if kind is jnp.bool_ else "integers"
+            raise TypeError(
+                f"{name} must be an array of {wanted} of shape {logits.shape[:1]}, one per row of "
+                f"the logits, got {kinds(values)}. optax_sam.label_noise returns "
+                "NoisyLabels(labels, changed)."
+            )
     predictions = jnp.argmax(logits, axis=-1)
     follows_label = predictions == noisy_labels
 
