@@ -151,8 +151,8 @@ class Objective:
         if self.microbatch_size is not None and self.microbatch_size < self.batch_size:
             loss, aux = _microbatches.loss_and_aux(self, params)
         else:
-            params = scale_cotangents(params, self.loss_scale, "divide")
-            logits, aux = self.logits_and_aux(params)
+            scaled = scale_cotangents(params, self.loss_scale, "divide")
+            logits, aux = self.logits_and_aux(scaled)
             loss = scale_cotangents(self.loss_from_logits(logits), self.loss_scale, "multiply")
         if self.penalty is not None:
             loss = loss + self.penalty_of(params)
@@ -160,13 +160,15 @@ class Objective:
 
     def penalty_of(self, params: chex.ArrayTree) -> jax.Array:
         """The penalty R at ``params``; 0 without one."""
-        value = jnp.zeros([]) if self.penalty is None else self.penalty(params)
+        if self.penalty is None:
+            return jnp.zeros([])
+        value = self.penalty(scale_cotangents(params, self.loss_scale, "divide"))
         if jnp.shape(value) != () or not _tree.is_floating(value):
             raise TypeError(
                 f"penalty must return a scalar, got shape {jnp.shape(value)} and dtype "
                 f"{jnp.result_type(value)}. Sum over all parameters inside it."
             )
-        return value
+        return scale_cotangents(value, self.loss_scale, "multiply")  # type: ignore[no-any-return]
 
     def logits(self, params: chex.ArrayTree) -> chex.ArrayTree:
         """The logits at ``params``, without auxiliary output."""
