@@ -175,8 +175,8 @@ class Objective:
         if self.microbatch_size is not None and self.microbatch_size < self.batch_size:
             loss, aux = _microbatches.loss_and_aux(self, params)
         else:
-            params = scale_cotangents(params, self.loss_scale, "divide")
-            logits, aux = self.logits_and_aux(params)
+            scaled = scale_cotangents(params, self.loss_scale, "divide")
+            logits, aux = self.logits_and_aux(scaled)
             loss = scale_cotangents(self.loss_from_logits(logits), self.loss_scale, "multiply")
         if self.penalty is not None:
             loss = loss + self.penalty_of(params)
@@ -189,7 +189,7 @@ class Objective:
         value = call(
             "penalty",
             self.penalty,
-            params,
+            scale_cotangents(params, self.loss_scale, "divide"),
             takes="the parameters and nothing else",
             remedy="Bind the rest: penalty=lambda params: penalty(params, ...).",
         )
@@ -198,7 +198,8 @@ class Objective:
                 f"penalty must return a scalar, got {kinds(value)}. Sum over all parameters "
                 "inside it."
             )
-        return jnp.asarray(value)
+        value = jnp.asarray(value)
+        return scale_cotangents(value, self.loss_scale, "multiply")  # type: ignore[no-any-return]
 
     def logits(self, params: chex.ArrayTree) -> chex.ArrayTree:
         """The logits at ``params``, without auxiliary output."""
