@@ -237,7 +237,7 @@ class Objective:
         check_labels(self.loss, logits, self.labels)
         if self.weights is None:  # a label without a class may have weight 0
             check_label_range(self.loss, logits, self.labels)
-        losses = call(
+        losses: jax.Array = call(
             "loss",
             self.loss,
             logits,
