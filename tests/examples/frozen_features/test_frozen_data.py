@@ -138,10 +138,9 @@ def test_too_much_is_refused_before_it_is_read(tmp_path):
 
 def test_more_data_than_the_header_says_is_refused(tmp_path):
     path = save(tmp_path)
-    with zipfile.ZipFile(path, "a") as archive:
-        with zipfile.ZipFile(tmp_path / "long.npz", "w") as other:
-            for name in archive.namelist():
-                other.writestr(name, archive.read(name) + b"\0" * (name == "labels.npy"))
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "long.npz", "w") as other:
+        for name in archive.namelist():
+            other.writestr(name, archive.read(name) + b"\0" * (name == "labels.npy"))
     assert "more data than its shape says" in refusal(tmp_path / "long.npz")
 
 
