@@ -271,7 +271,10 @@ def _number(value: Any) -> jax.Array | None:
     array = value.array if isinstance(value, Number) else value
     if isinstance(array, Multiple | Square) or math.prod(jnp.shape(array)) != 1:
         return None
-    return jnp.reshape(jnp.asarray(array), ())
+    if isinstance(array, jax.core.Tracer):
+        return jnp.reshape(array, ())
+    with jax.ensure_compile_time_eval():  # under jit a zero must stay one that is seen to be zero
+        return jnp.reshape(jnp.asarray(array), ())
 
 
 def _repeat(equation: Any, value: Any) -> Repeated | None:
