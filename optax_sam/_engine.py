@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _axes, _tree
+from optax_sam._checks import call, check_leaves, check_like, check_state, kinds, shape_of
+from optax_sam._gradients import as_gradients
 from optax_sam._hyperparameters import check_integer
 from optax_sam._masks import Mask, MaskOrFunction, freeze_where_not, keep_where, resolve_mask
 from optax_sam._stages import SharpnessAwareMetrics, SharpnessAwareState
@@ -78,6 +80,7 @@ class Engine:
 
     def init(self, params: chex.ArrayTree) -> SharpnessAwareState:
         """The state before the first step."""
+        check_leaves(params)
         _refuse_complex(params)
         dtype = _tree.accumulation_dtype(params)
         return SharpnessAwareState(
@@ -99,17 +102,19 @@ class Engine:
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         """One step of optax's contract; see :func:`optax_sam.sharpness_aware`."""
         _require(params, loss_fn, state, extra_args)
+        check_leaves(params)
         _refuse_complex(params)
+        params = _tree.as_arrays(params)
         _axes.require_axis_name(self.axis_name)
         if clean_grads is None:  # along_previous says that it chose the direction
             _warn_of_second_method(updates)
-        gradients = _as_gradients("updates", updates, params)
+        gradients = as_gradients("updates", updates, params)
         step = Step(
             gradients=gradients,
             clean_grads=(
                 gradients
                 if clean_grads is None
-                else _as_gradients("clean_grads", clean_grads, params)
+                else as_gradients("clean_grads", clean_grads, params)
             ),
             params=params,
             local_params=_axes.to_varying(params, self.axis_name),
@@ -198,13 +203,10 @@ class Engine:
             return "the objective has a penalty, whose gradient every group takes at its own point"
         try:
             multiples_of(
-                self.perturbation,
-                step.state.perturbation,
-                step.params,
-                {"loss_fn": objective} | step.extra_args,
+                self.perturbation, step.state.perturbation, step.params, step.extra_args
             )
         except NotAMultipleError as error:
-            return f"the perturbation is no multiple of the group's own gradient: {error}"
+            return f"the first stage {error}"
         if self.group_size > 1 and not is_worthwhile(
             objective, step.params, step.perturbed_leaves, self.group_size
         ):
@@ -220,6 +222,7 @@ class Engine:
             step.local_params,
             self.perturbation,
             step.state.perturbation,
+            extra_args={k: v for k, v in step.extra_args.items() if k != "logits"},
             evaluation=_PER_EXAMPLE[self.evaluation],
             group_size=self.group_size,
             mask=step.perturbed_leaves,
@@ -247,10 +250,9 @@ class Engine:
             loss_fn=_freeze(step.loss_fn, step.perturbed_leaves),
             **step.extra_args,
         )
+        check_like("the perturbation", epsilon, step.params, of="params", remedy=_FIRST_STAGE)
         epsilon = keep_where(step.perturbed_leaves, epsilon)
-        loss, perturbed_grads = self.evaluation(
-            step.loss_fn, step.local_params, epsilon, logits=step.extra_args["logits"]
-        )
+        loss, perturbed_grads = self._evaluate(step, epsilon)
         _axes.check_averaged(loss, step.local_params, self.axis_name)
         metrics = SharpnessAwareMetrics(
             perturbed_loss=loss.astype(_tree.accumulation_dtype(step.params)),
@@ -259,7 +261,27 @@ class Engine:
         )
         return Ascent(step.clean_grads, perturbed_grads, perturbation_state, metrics)
 
+    def _evaluate(self, step: Step, epsilon: chex.ArrayTree) -> tuple[jax.Array, chex.ArrayTree]:
+        """Stage 2, whose result is checked where it is the user's own."""
+        result = call(
+            "evaluation",
+            self.evaluation,
+            step.loss_fn,
+            step.local_params,
+            epsilon,
+            logits=step.extra_args["logits"],
+            takes="(loss_fn, params, perturbation, *, logits)",
+            remedy="See optax_sam.Evaluation.",
+        )
+        remedy = "An evaluation returns (loss, gradients): a scalar, and a tree like params."
+        if not isinstance(result, tuple) or len(result) != 2 or shape_of(result[0]) != ():
+            raise TypeError(f"evaluation returned {kinds(result)}. {remedy}")
+        loss, gradients = result
+        check_like("evaluation's gradient", gradients, step.params, of="params", remedy=remedy)
+        return jnp.asarray(loss), gradients
 
+
+_FIRST_STAGE = "The first stage returns one perturbation for every gradient that it is given."
 _FASTER_BY_ITSELF = "groups of this size are faster differentiated by themselves"
 _KNOWN_ARGUMENTS = ("loss_fn", "logits", "clean_grads")
 
@@ -276,35 +298,10 @@ def _mean_of_state(state: Any, axis_name: _axes.AxisName, share: jax.Array | Non
     return jax.tree.map(one, state)
 
 
-def _as_gradients(name: str, gradients: Any, params: Any) -> Any:
-    """The gradients, checked to be like the parameters."""
-    expected: Any = jax.tree.structure(params)
-    structure: Any = jax.tree.structure(gradients)
-    if structure != expected:
-        hint = ""
-        if isinstance(gradients, tuple) and len(gradients) == 2:
-            hint = " Did you pass (value, gradients)? Unpack jax.value_and_grad's result first."
-        raise ValueError(
-            f"{name} must be gradients with the tree structure of params, {expected}, got "
-            f"{structure}.{hint}"
-        )
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(gradients)]
-    wanted = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
-    if shapes != wanted:
-        raise ValueError(
-            f"{name} must have the shapes of params, {wanted}, got {shapes}. Per-example gradients "
-            "(as "
-            "differentially private training takes them) must be averaged first: a method needs "
-            "one "
-            "gradient of the whole batch."
-        )
-    return _tree.as_gradients(gradients, params)
-
-
 def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) -> None:
     if params is None:
         raise ValueError(
-            "a sharpness-aware method perturbs the parameters: call "
+            "a sharpness-aware method perturbs the parameters, but params is None: call "
             "tx.update(grads, opt_state, params, loss_fn=loss_fn)."
         )
     leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
@@ -322,10 +319,9 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
             raise TypeError(f"update got an unknown argument {name}=; did you mean {close[0]}=?")
     if loss_fn is None:
         raise TypeError(
-            "a sharpness-aware method evaluates the loss again: call tx.update(grads, opt_state, "
-            "params, loss_fn=loss_fn). If you did, something in between drops extra arguments: "
-            "with "
-            "Flax's TrainState use optax_sam.linen.TrainState and "
+            "a sharpness-aware method evaluates the loss again, but loss_fn is None: call "
+            "tx.update(grads, opt_state, params, loss_fn=loss_fn). If you did, something in "
+            "between drops extra arguments: with Flax's TrainState use optax_sam.linen.TrainState and "
             "state.apply_gradients(grads=grads, loss_fn=loss_fn); with nnx pass loss_fn= to "
             "nnx.Optimizer.update; optax.MultiSteps(...).gradient_transformation(), optax.flatten "
             "and "
@@ -337,13 +333,7 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
             "itself, not "
             "the value of the loss."
         )
-    if not isinstance(state, SharpnessAwareState):
-        raise TypeError(
-            "the optimizer state does not belong to this sharpness-aware method: it is "
-            f"{type(state).__name__}. Make it with tx.init(params) of the same tx; a state saved "
-            "with "
-            "another optimizer cannot be continued."
-        )
+    check_state(state, SharpnessAwareState, "this sharpness-aware method")
 
 
 def _refuse_complex(params: Any) -> None:

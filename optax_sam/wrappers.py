@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _axes, _tree
+from optax_sam._checks import call, check_state, kinds, shape_of
+from optax_sam._gradients import as_gradients
 from optax_sam._hyperparameters import Hyperparameter, ScheduleState, check_integer, check_number
-from optax_sam._stages import as_method, as_stage
+from optax_sam._stages import AlongPreviousState, SometimesState, as_method, as_stage
 from optax_sam.convolutions import inside_control_flow
 from optax_sam.evaluations import value_and_gradients
 from optax_sam.objectives import device_share, require_objective, with_parameters
@@ -64,8 +66,10 @@ def in_steps(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None or loss_fn is None:
+            missing = "params" if params is None else "loss_fn"
             raise ValueError(
-                "in_steps(...) needs the loss: call update(..., params, loss_fn=loss_fn)."
+                f"in_steps(...) takes further gradients, but {missing} is None: call "
+                "update(updates, state, params, loss_fn=loss_fn)."
             )
         arguments = {"loss_fn": loss_fn} | extra_args
         climbed, new_state = stage.update(updates, state, params, **arguments)
@@ -151,18 +155,6 @@ def check_ascent_fraction(name: str, fraction: Any) -> None:
         )
 
 
-class AlongPreviousState(NamedTuple):
-    """State of :func:`along_previous`.
-
-    Attributes:
-      direction: pytree like the parameters, the method's last direction; zeros before the first step.
-      method: the state of the method.
-    """
-
-    direction: optax.Updates
-    method: optax.OptState
-
-
 def along_previous(
     method: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
@@ -201,6 +193,7 @@ def along_previous(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AlongPreviousState]:
+        check_state(state, AlongPreviousState, "along_previous (Momentum-SAM)")
         arguments = {"clean_grads": updates} | extra_args
         direction, method_state = inner.update(state.direction, state.method, params, **arguments)
         return direction, AlongPreviousState(direction, method_state)
@@ -301,23 +294,15 @@ class _StatelessWhen:
     def update(
         self, gradients: optax.Updates, state: optax.OptState, params: optax.Params
     ) -> tuple[jax.Array, optax.OptState]:
-        return self.function(gradients, params), state
-
-
-class SometimesState(NamedTuple):
-    """State of :func:`sometimes`.
-
-    Attributes:
-      step: int32 count of all updates, or empty where only ``when`` decides.
-      method: the state of the method, which sees only its own steps.
-      otherwise: the state of what stands in between; empty without one.
-      when: the state of the condition; empty without one.
-    """
-
-    step: optax.OptState
-    method: optax.OptState
-    otherwise: optax.OptState
-    when: optax.OptState
+        holds = call(
+            "when",
+            self.function,
+            gradients,
+            params,
+            takes="(gradients, params)",
+            remedy="For a condition on the step use every_k, start_step and stop_step.",
+        )
+        return holds, state
 
 
 def sometimes(
@@ -400,9 +385,13 @@ def sometimes(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SometimesState]:
         _axes.require_axis_name(axis_name)
+        check_state(state, SometimesState, "sometimes (every_k, start_step, stop_step, when)")
         if params is None:
-            raise ValueError("sometimes(...) needs the parameters: call update(..., params).")
-        updates = _tree.as_gradients(updates, params)
+            raise ValueError(
+                "sometimes(...) needs the parameters, but params is None: call "
+                "update(grads, state, params, loss_fn=loss_fn)."
+            )
+        updates = as_gradients("updates", updates, params)
         share = device_share(extra_args.get("loss_fn"), axis_name)
         due, step = is_due(state.step)
         when_state = state.when
@@ -440,9 +429,11 @@ def sometimes(
 
 
 def _as_condition(when: Any) -> When | None:
-    if when is None or (hasattr(when, "init") and hasattr(when, "update")):
-        return when  # type: ignore[no-any-return]
-    if not callable(when):
+    if when is None or (
+        hasattr(when, "init") and hasattr(when, "update") and not isinstance(when, type)
+    ):
+        return when
+    if not callable(when) or isinstance(when, type) or when is gradient_norm_is_large:
         raise TypeError(
             f"when must be a condition such as optax_sam.gradient_norm_is_large(), or a function "
             f"(gradients, params) -> bool, got {when!r}."
@@ -451,9 +442,9 @@ def _as_condition(when: Any) -> When | None:
 
 
 def _one_bool(holds: Any) -> jax.Array:
-    if jnp.shape(holds) != () or jnp.result_type(holds) != jnp.bool_:
+    if shape_of(holds) != () or jnp.result_type(holds) != jnp.bool_:
         raise TypeError(
-            f"when must return one bool, got shape {jnp.shape(holds)} and dtype "
-            f"{jnp.result_type(holds)}. Compare with a number, and reduce with jnp.any or jnp.all."
+            f"when must return one bool, got {kinds(holds)}. Compare with a number, and reduce "
+            "with jnp.any or jnp.all."
         )
     return jnp.asarray(holds)
