@@ -128,9 +128,9 @@ class TestAudit1_9LossesOfPairs:
             lambda p, x: (x @ p["first"]).sum(-1).reshape(of_logits),
             examples()[0],
             jnp.ones(of_labels),
-            optax.squared_error,
+            lambda z, y: (z - y) ** 2,
         )
-        with pytest.raises(ValueError, match=r"got shape \(8, 8\).*every other.*\(8,\).*same shape"):
+        with pytest.raises(ValueError, match=r"got shape \(8, 8\).*every other.*\(8, 1\).*same shape"):
             loss_fn(mlp_parameters())
 
     def test_audit_1_9_as_many_tokens_as_examples_are_no_mistake(self):
@@ -140,28 +140,25 @@ class TestAudit1_9LossesOfPairs:
 
 
 FAST = {
-    "normalized": lambda: optax_sam.normalized(RHO),
     "chain": lambda: optax.chain(optax_sam.normalized(RHO)),
     "clip": lambda: optax.chain(optax.clip_by_global_norm(0.5), optax_sam.normalized(RHO)),
-    "projection": lambda: optax.chain(optax.scale(0.2), optax_sam.project_to_ball(0.02)),
     "schedule": lambda: optax_sam.normalized(lambda count: RHO / (1 + count)),
     "inject_hyperparams": lambda: optax.inject_hyperparams(optax_sam.normalized)(rho=RHO),
     "partition": lambda: optax.partition(
         {"a": optax_sam.normalized(RHO), "b": optax_sam.normalized(0.1)},
         {"first": "a", "bias": "b", "second": "a"},
     ),
-    "nothing": lambda: optax.set_to_zero(),
 }
 SLOW = {
     "adaptive in a chain": (
         lambda: optax.chain(optax.add_decayed_weights(0.1), optax_sam.normalized(RHO)),
-        "no multiple of the group's own gradient",
+        "the first stage adds something to the gradient",
     ),
     "moving average": (
         lambda: optax.chain(optax_sam.moving_average(0.5), optax_sam.normalized(RHO)),
-        "no multiple of the group's own gradient",
+        "the first stage adds something to the gradient",
     ),
-    "sign": (lambda: optax.scale_by_sign(), "no multiple of the group's own gradient: `sign`"),
+    "sign": (lambda: optax.scale_by_sign(), "the first stage applies `sign` to the gradient"),
 }
 
 
@@ -208,7 +205,7 @@ class TestAudit1_10TheFastPath:
         )
         with pytest.warns(UserWarning, match=r"the evaluation .* is not one of this package"):
             actual = direction(tx)
-        assert_close(actual, mean_of_groups(FAST["normalized"], 2))
+        assert_close(actual, mean_of_groups(FAST["chain"], 2))
 
     def test_audit_1_10_the_schedule_advances(self):
         tx = optax_sam.sam(lambda count: RHO / (1 + count), group_size=1)
