@@ -106,7 +106,8 @@ class Engine:
         _refuse_complex(params)
         params = _tree.as_arrays(params)
         _axes.require_axis_name(self.axis_name)
-        _warn_of_second_method(self, loss_fn, params, updates)
+        if clean_grads is None:  # along_previous says that it chose the direction
+            _warn_of_second_method(updates)
         gradients = as_gradients("updates", updates, params)
         step = Step(
             gradients=gradients,
@@ -132,6 +133,7 @@ class Engine:
             metrics=_axes.mean(ascent.metrics, self.axis_name, share),
         )
         if self.combination is None:
+            _remember_direction(direction)
             return direction, state  # no all-reduce of gradients nobody looks at
         direction, combination_state = self.combination.update(
             direction,
@@ -141,6 +143,7 @@ class Engine:
             loss_fn=loss_fn,
             **step.extra_args,
         )
+        _remember_direction(direction)
         return direction, state._replace(combination=combination_state)
 
     def _perturbed_leaves(self, params: chex.ArrayTree) -> Mask:
@@ -200,13 +203,10 @@ class Engine:
             return "the objective has a penalty, whose gradient every group takes at its own point"
         try:
             multiples_of(
-                self.perturbation,
-                step.state.perturbation,
-                step.params,
-                {"loss_fn": objective} | step.extra_args,
+                self.perturbation, step.state.perturbation, step.params, step.extra_args
             )
         except NotAMultipleError as error:
-            return f"the perturbation is no multiple of the group's own gradient: {error}"
+            return f"the first stage {error}"
         if self.group_size > 1 and not is_worthwhile(
             objective, step.params, step.perturbed_leaves, self.group_size
         ):
@@ -222,6 +222,7 @@ class Engine:
             step.local_params,
             self.perturbation,
             step.state.perturbation,
+            extra_args={k: v for k, v in step.extra_args.items() if k != "logits"},
             evaluation=_PER_EXAMPLE[self.evaluation],
             group_size=self.group_size,
             mask=step.perturbed_leaves,
@@ -347,45 +348,26 @@ def _refuse_complex(params: Any) -> None:
             )
 
 
-class _LastUpdate(NamedTuple):
-    """Weak references to the arguments of the last update of any method."""
-
-    engine: weakref.ref[Any]
-    loss_fn: weakref.ref[Any]
-    param: weakref.ref[Any]
-    update: weakref.ref[Any]
+_last_direction: list[weakref.ref[Any]] = []
 
 
-_last_update: list[_LastUpdate] = []
+def _remember_direction(direction: Any) -> None:
+    """Keeps a weak reference to what the last method gave, for the next function."""
+    _last_direction.clear()
+    for leaf in jax.tree.leaves(direction)[:1]:
+        _last_direction.append(weakref.ref(leaf))
 
 
-def _warn_of_second_method(engine: Engine, loss_fn: Any, params: Any, updates: Any) -> None:
-    """Warns where two methods stand in one chain.
+def _warn_of_second_method(updates: Any) -> None:
+    """Warns where the updates are what another method has just given.
 
-    The second one then gets the same loss and parameters as the first, with other gradients: it would
-    climb from the first one's direction and drop it.
+    Two methods in one chain: the second climbs along the first one's direction and replaces it.
     """
-    leaves = [tree for tree in map(jax.tree.leaves, (params, updates)) if tree]
-    if len(leaves) < 2:
-        return
-    try:
-        now = _LastUpdate(*map(weakref.ref, (engine, loss_fn, leaves[0][0], leaves[1][0])))
-    except TypeError:
-        return  # NumPy arrays and some callables have no weak references
-    before = _last_update.pop() if _last_update else None
-    _last_update.append(now)
-    if before is None or before.engine() is engine or before.engine() is None:
-        return
-    if (
-        before.loss_fn() is loss_fn
-        and before.param() is leaves[0][0]
-        and before.update() is not leaves[1][0]
-    ):
+    leaves = jax.tree.leaves(updates)
+    if leaves and _last_direction and _last_direction[0]() is leaves[0]:
         warnings.warn(
-            "two sharpness-aware methods got the same loss and parameters one after the other, as "
-            "in "
-            "optax.chain(sam(...), saner(...)). The second replaces the first's direction by its "
-            "own. Use one "
+            "a sharpness-aware method got another one's direction as its gradients, as in "
+            "optax.chain(sam(...), saner(...)): it climbs along it and replaces it by its own. Use one "
             "method; SANER on top of another is combination=optax_sam.down_weight(0.5).",
             stacklevel=4,
         )

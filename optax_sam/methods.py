@@ -125,7 +125,10 @@ def _compose(
     users = given.pop("combination", None)
     if users is not None:
         users = as_stage("combination", users)
-        combination = users if combination is None else optax.chain(combination, users)
+    if otherwise is not None:  # what the user adds acts on the steps in between, too
+        otherwise = _chain(otherwise, users)
+    else:
+        combination = _chain(combination, users)
     condition = {
         name: given.pop(name, None) for name in ("every_k", "start_step", "stop_step", "when")
     }
@@ -135,6 +138,15 @@ def _compose(
     if all(value is None for value in condition.values()):
         return method
     return sometimes(method, otherwise=otherwise, axis_name=given.get("axis_name"), **condition)
+
+
+def _chain(
+    own: optax.GradientTransformation | None, users: optax.GradientTransformation | None
+) -> optax.GradientTransformation | None:
+    """The user's combination behind the method's own, if there are both."""
+    if own is None or users is None:
+        return own or users
+    return optax.chain(as_stage("combination", own), as_stage("combination", users))
 
 
 P = ParamSpec("P")

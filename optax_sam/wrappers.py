@@ -4,6 +4,7 @@
 :func:`sometimes` around a method.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -20,7 +21,7 @@ from optax_sam._hyperparameters import Hyperparameter, ScheduleState, check_inte
 from optax_sam._stages import AlongPreviousState, SometimesState, as_method, as_stage
 from optax_sam.convolutions import inside_control_flow
 from optax_sam.evaluations import value_and_gradients
-from optax_sam.objectives import device_share, require_objective
+from optax_sam.objectives import device_share, require_objective, with_parameters
 
 
 def in_steps(
@@ -75,7 +76,10 @@ def in_steps(
         share = jnp.asarray(1 / steps, _tree.accumulation_dtype(climbed))
         epsilon = _tree.scale(climbed, share) if steps > 1 else climbed
         for _ in range(steps - 1):
-            _, gradients = value_and_gradients(loss_fn, _tree.add(params, epsilon))
+            # The stage may differentiate the loss itself (on_first, NCSAM): it must do so at w + ε.
+            moved = with_parameters(loss_fn, functools.partial(_tree.add, perturbation=epsilon))
+            _, gradients = value_and_gradients(moved, params)
+            arguments |= {"loss_fn": moved, "logits": None}
             climbed, _ = stage.update(gradients, state, params, **arguments)
             epsilon = _tree.linear(jnp.ones_like(share), epsilon, share, climbed)
         return epsilon, new_state

@@ -16,9 +16,9 @@ from optax_sam.combinations.down_weighting import require_clean_gradients
 def orthogonal_part(vector: chex.ArrayTree, direction: chex.ArrayTree) -> chex.ArrayTree:
     """The part of ``vector`` orthogonal to ``direction``; all of it where the direction is zero."""
     length = _tree.norm(direction)
-    # Divided by the norm twice, not once by its square, which would vanish or overflow earlier.
-    along = _tree.divide_or_zero(_tree.dot(vector, direction), length)
-    coefficient = _tree.divide_or_zero(along, length)
+    # Divided by the norm twice, not once by its square, which would vanish or overflow.
+    inverse = _tree.divide_or_zero(jnp.ones_like(length), length)
+    coefficient = _tree.dot(vector, direction, inverse) * inverse
     return _tree.linear(jnp.ones_like(coefficient), vector, -coefficient, direction)
 
 

@@ -136,6 +136,7 @@ def gradient_of_groups(
     stage: optax.GradientTransformationExtraArgs,
     state: optax.OptState,
     *,
+    extra_args: dict[str, Any] | None = None,
     evaluation: Evaluation = "full",
     group_size: int = 1,
     mask: _masks.MaskOrFunction = None,
@@ -147,6 +148,7 @@ def gradient_of_groups(
       params: the parameters w.
       stage: the first stage.
       state: its state.
+      extra_args: further arguments of its ``update``.
       evaluation: which factors of the gradient are perturbed.
       group_size: m, the number of examples that share a perturbation.
       mask: which leaves are perturbed.
@@ -175,8 +177,17 @@ def gradient_of_groups(
     is_traced = any(
         isinstance(leaf, jax.core.Tracer) for leaf in [*jax.tree.leaves(arrays), jnp.zeros([])]
     )
-    compute = _compute if is_traced else _compute_compiled
-    return compute(objective, params, state, stage, evaluation, group_size, flags)
+    if is_traced or extra_args:  # which may be anything, also what cannot cross a jit boundary
+        stage = _with_arguments(stage, extra_args or {})
+        return _compute(objective, params, state, stage, evaluation, group_size, flags)
+    return _compute_compiled(objective, params, state, stage, evaluation, group_size, flags)
+
+
+def _with_arguments(
+    stage: optax.GradientTransformationExtraArgs, extra_args: dict[str, Any]
+) -> optax.GradientTransformationExtraArgs:
+    update = functools.partial(stage.update, **extra_args)
+    return optax.GradientTransformationExtraArgs(stage.init, update)
 
 
 def _compute(
@@ -188,7 +199,7 @@ def _compute(
     group_size: int,
     flags: tuple[bool, ...],
 ) -> tuple[PerExampleResult, optax.OptState]:
-    multiples, new_state = multiples_of(stage, state, params, {"loss_fn": objective})
+    multiples, new_state = multiples_of(stage, state, params, {})
     means = functools.partial(
         _means, evaluation=evaluation, group_size=group_size, perturbed=flags
     )

@@ -69,7 +69,7 @@ def with_sam_by_hand():
 
 
 def train(make_step, tx):
-    model, state = eqx.nn.make_with_state(Network)(jax.random.key(0))
+    model, state = eqx.filter_jit(eqx.nn.make_with_state(Network))(jax.random.key(0))
     opt_state, losses = tx.init(eqx.filter(model, eqx.is_inexact_array)), []
     for step in range(STEPS):
         key = jax.random.fold_in(jax.random.key(1), step)

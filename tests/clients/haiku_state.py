@@ -51,7 +51,7 @@ def with_sam_by_hand():
 
 
 def train(update, tx):
-    params, state = network.init(jax.random.key(0), inputs)
+    params, state = jax.jit(network.init)(jax.random.key(0), inputs)
     opt_state, losses = tx.init(params), []
     for step in range(STEPS):
         key = jax.random.fold_in(jax.random.key(1), step)

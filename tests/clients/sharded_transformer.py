@@ -1,5 +1,7 @@
 """A transformer whose parameters are sharded over all devices, with a weight per token (padding)."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,8 +55,8 @@ def with_library():
         updates, opt_state = tx.update(grads, opt_state, params, loss_fn=loss_fn)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    params = shard(model.init(jax.random.key(1), inputs))
-    return train(train_step, tx, params, shard((inputs, targets, weights)))
+    batch = shard((inputs, targets, weights))
+    return train(train_step, tx, shard(initial_params()), batch)
 
 
 def with_sam_by_hand():
@@ -71,8 +73,12 @@ def with_sam_by_hand():
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    params = model.init(jax.random.key(1), inputs)
-    return train(step, optimizer, params, (inputs, targets, weights))
+    return train(step, optimizer, initial_params(), (inputs, targets, weights))
+
+
+@functools.cache
+def initial_params():
+    return jax.jit(model.init)(jax.random.key(1), inputs)
 
 
 def train(train_step, tx, params, batch):
