@@ -3,11 +3,10 @@
     pip install '.[mutation]'
     python -m tests.mutation --mutants 200 --seed 0 --output runs/mutation
 
-Cosmic Ray makes the mutants (a changed operator, comparison, number, decorator, or a dropped ``not``). A
-seeded sample of them is drawn from every area of the package. Each is written into a copy of the
-repository, and the tests of its area run on it until one fails. ``results.jsonl`` has a line per mutant, and
-a run that was stopped goes on where it was. Survivors are printed with their lines; those that no test
-can tell from the original are judged in ``equivalent.md``.
+Cosmic Ray makes the mutants (a changed operator, comparison, number, decorator, or a dropped ``not``).
+A seeded sample of them is drawn from every area of the package. Each is written into a copy of the
+repository, and the tests of its area run on it until one fails. ``results.jsonl`` has a line per
+mutant, and a run that was stopped goes on where it was. Survivors are printed with their lines.
 """
 
 import argparse
@@ -188,7 +187,7 @@ def main() -> None:
 
     per_area = -(-arguments.mutants // len(arguments.areas))
     for area in arguments.areas:
-        files, tests = AREAS[area]
+        _, tests = AREAS[area]
         for mutant in mutants_of(area, per_area, arguments.seed):
             key = (mutant["file"], mutant["operator"], mutant["occurrence"])
             if key in finished:
