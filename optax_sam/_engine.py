@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _axes, _tree
+from optax_sam._checks import call, check_leaves, check_like, check_state, kinds, shape_of
+from optax_sam._gradients import as_gradients
 from optax_sam._hyperparameters import check_integer
 from optax_sam._masks import Mask, MaskOrFunction, freeze_where_not, keep_where, resolve_mask
 from optax_sam._stages import SharpnessAwareMetrics, SharpnessAwareState
@@ -94,6 +96,7 @@ class Engine:
 
     def init(self, params: chex.ArrayTree) -> SharpnessAwareState:
         """The state before the first step."""
+        check_leaves(params)
         _refuse_complex(params)
         dtype = _tree.accumulation_dtype(params)
         return SharpnessAwareState(
@@ -115,16 +118,19 @@ class Engine:
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         """One step of optax's contract; see :func:`optax_sam.sharpness_aware`."""
         _require(params, loss_fn, state, extra_args)
+        check_leaves(params)
         _refuse_complex(params)
+        params = _tree.as_arrays(params)
         _axes.require_axis_name(self.axis_name)
-        _warn_of_second_method(self, loss_fn, params, updates)
-        gradients = _as_gradients("updates", updates, params)
+        if clean_grads is None:  # along_previous says that it chose the direction
+            _warn_of_second_method(updates)
+        gradients = as_gradients("updates", updates, params)
         step = Step(
             gradients=gradients,
             clean_grads=(
                 gradients
                 if clean_grads is None
-                else _as_gradients("clean_grads", clean_grads, params)
+                else as_gradients("clean_grads", clean_grads, params)
             ),
             params=params,
             local_params=_axes.to_varying(params, self.axis_name),
@@ -143,6 +149,7 @@ class Engine:
             metrics=_axes.mean(ascent.metrics, self.axis_name, share),
         )
         if self.combination is None:
+            _remember_direction(direction)
             return direction, state  # no all-reduce of gradients nobody looks at
         direction, combination_state = self.combination.update(
             direction,
@@ -152,6 +159,7 @@ class Engine:
             loss_fn=loss_fn,
             **step.extra_args,
         )
+        _remember_direction(direction)
         return direction, state._replace(combination=combination_state)
 
     def _perturbed_leaves(self, params: chex.ArrayTree) -> Mask:
@@ -266,10 +274,9 @@ class Engine:
             loss_fn=_freeze(step.loss_fn, step.perturbed_leaves),
             **step.extra_args,
         )
+        check_like("the perturbation", epsilon, step.params, of="params", remedy=_FIRST_STAGE)
         epsilon = keep_where(step.perturbed_leaves, epsilon)
-        loss, perturbed_grads = self.evaluation(
-            step.loss_fn, step.local_params, epsilon, logits=step.extra_args["logits"]
-        )
+        loss, perturbed_grads = self._evaluate(step, epsilon)
         _axes.check_averaged(loss, step.local_params, self.axis_name)
         metrics = SharpnessAwareMetrics(
             perturbed_loss=loss.astype(_tree.accumulation_dtype(step.params)),
@@ -278,8 +285,28 @@ class Engine:
         )
         return Ascent(step.clean_grads, perturbed_grads, perturbation_state, metrics)
 
+    def _evaluate(self, step: Step, epsilon: chex.ArrayTree) -> tuple[jax.Array, chex.ArrayTree]:
+        """Stage 2, whose result is checked where it is the user's own."""
+        result = call(
+            "evaluation",
+            self.evaluation,
+            step.loss_fn,
+            step.local_params,
+            epsilon,
+            logits=step.extra_args["logits"],
+            takes="(loss_fn, params, perturbation, *, logits)",
+            remedy="See optax_sam.Evaluation.",
+        )
+        remedy = "An evaluation returns (loss, gradients): a scalar, and a tree like params."
+        if not isinstance(result, tuple) or len(result) != 2 or shape_of(result[0]) != ():
+            raise TypeError(f"evaluation returned {kinds(result)}. {remedy}")
+        loss, gradients = result
+        check_like("evaluation's gradient", gradients, step.params, of="params", remedy=remedy)
+        return jnp.asarray(loss), gradients
+
 
 ONE_GROUP = "the batch is one group"
+_FIRST_STAGE = "The first stage returns one perturbation for every gradient that it is given."
 _FASTER_BY_ITSELF = "groups of this size are faster differentiated by themselves"
 _KNOWN_ARGUMENTS = ("loss_fn", "logits", "clean_grads")
 
@@ -296,35 +323,10 @@ def _mean_of_state(state: Any, axis_name: _axes.AxisName, share: jax.Array | Non
     return jax.tree.map(one, state)
 
 
-def _as_gradients(name: str, gradients: Any, params: Any) -> Any:
-    """The gradients, checked to be like the parameters."""
-    expected: Any = jax.tree.structure(params)
-    structure: Any = jax.tree.structure(gradients)
-    if structure != expected:
-        hint = ""
-        if isinstance(gradients, tuple) and len(gradients) == 2:
-            hint = " Did you pass (value, gradients)? Unpack jax.value_and_grad's result first."
-        raise ValueError(
-            f"{name} must be gradients with the tree structure of params, {expected}, got "
-            f"{structure}.{hint}"
-        )
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(gradients)]
-    wanted = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
-    if shapes != wanted:
-        raise ValueError(
-            f"{name} must have the shapes of params, {wanted}, got {shapes}. Per-example gradients "
-            "(as "
-            "differentially private training takes them) must be averaged first: a method needs "
-            "one "
-            "gradient of the whole batch."
-        )
-    return _tree.as_gradients(gradients, params)
-
-
 def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) -> None:
     if params is None:
         raise ValueError(
-            "a sharpness-aware method perturbs the parameters: call "
+            "a sharpness-aware method perturbs the parameters, but params is None: call "
             "tx.update(grads, opt_state, params, loss_fn=loss_fn)."
         )
     leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
@@ -342,10 +344,9 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
             raise TypeError(f"update got an unknown argument {name}=; did you mean {close[0]}=?")
     if loss_fn is None:
         raise TypeError(
-            "a sharpness-aware method evaluates the loss again: call tx.update(grads, opt_state, "
-            "params, loss_fn=loss_fn). If you did, something in between drops extra arguments: "
-            "with "
-            "Flax's TrainState use optax_sam.linen.TrainState and "
+            "a sharpness-aware method evaluates the loss again, but loss_fn is None: call "
+            "tx.update(grads, opt_state, params, loss_fn=loss_fn). If you did, something in "
+            "between drops extra arguments: with Flax's TrainState use optax_sam.linen.TrainState and "
             "state.apply_gradients(grads=grads, loss_fn=loss_fn); with nnx pass loss_fn= to "
             "nnx.Optimizer.update; optax.MultiSteps(...).gradient_transformation(), optax.flatten "
             "and "
@@ -357,13 +358,7 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
             "itself, not "
             "the value of the loss."
         )
-    if not isinstance(state, SharpnessAwareState):
-        raise TypeError(
-            "the optimizer state does not belong to this sharpness-aware method: it is "
-            f"{type(state).__name__}. Make it with tx.init(params) of the same tx; a state saved "
-            "with "
-            "another optimizer cannot be continued."
-        )
+    check_state(state, SharpnessAwareState, "this sharpness-aware method")
 
 
 def _refuse_complex(params: Any) -> None:
@@ -378,45 +373,26 @@ def _refuse_complex(params: Any) -> None:
             )
 
 
-class _LastUpdate(NamedTuple):
-    """Weak references to the arguments of the last update of any method."""
-
-    engine: weakref.ref[Any]
-    loss_fn: weakref.ref[Any]
-    param: weakref.ref[Any]
-    update: weakref.ref[Any]
+_last_direction: list[weakref.ref[Any]] = []
 
 
-_last_update: list[_LastUpdate] = []
+def _remember_direction(direction: Any) -> None:
+    """Keeps a weak reference to what the last method gave, for the next function."""
+    _last_direction.clear()
+    for leaf in jax.tree.leaves(direction)[:1]:
+        _last_direction.append(weakref.ref(leaf))
 
 
-def _warn_of_second_method(engine: Engine, loss_fn: Any, params: Any, updates: Any) -> None:
-    """Warns where two methods stand in one chain.
+def _warn_of_second_method(updates: Any) -> None:
+    """Warns where the updates are what another method has just given.
 
-    The second one then gets the same loss and parameters as the first, with other gradients: it would
-    climb from the first one's direction and drop it.
+    Two methods in one chain: the second climbs along the first one's direction and replaces it.
     """
-    leaves = [tree for tree in map(jax.tree.leaves, (params, updates)) if tree]
-    if len(leaves) < 2:
-        return
-    try:
-        now = _LastUpdate(*map(weakref.ref, (engine, loss_fn, leaves[0][0], leaves[1][0])))
-    except TypeError:
-        return  # NumPy arrays and some callables have no weak references
-    before = _last_update.pop() if _last_update else None
-    _last_update.append(now)
-    if before is None or before.engine() is engine or before.engine() is None:
-        return
-    if (
-        before.loss_fn() is loss_fn
-        and before.param() is leaves[0][0]
-        and before.update() is not leaves[1][0]
-    ):
+    leaves = jax.tree.leaves(updates)
+    if leaves and _last_direction and _last_direction[0]() is leaves[0]:
         warnings.warn(
-            "two sharpness-aware methods got the same loss and parameters one after the other, as "
-            "in "
-            "optax.chain(sam(...), saner(...)). The second replaces the first's direction by its "
-            "own. Use one "
+            "a sharpness-aware method got another one's direction as its gradients, as in "
+            "optax.chain(sam(...), saner(...)): it climbs along it and replaces it by its own. Use one "
             "method; SANER on top of another is combination=optax_sam.down_weight(0.5).",
             stacklevel=4,
         )

@@ -10,12 +10,20 @@ import numpy as np
 import optax
 
 from optax_sam import _tree
+from optax_sam._checks import call, is_array_of, kinds, known_values, shape_of
 
 
 def call_loss(loss_fn: Callable[..., Any], params: chex.ArrayTree) -> Any:
     """Calls the loss; says what is missing where it takes a module in place of its parameters."""
     try:
-        return loss_fn(params)
+        return call(
+            "loss_fn",
+            loss_fn,
+            params,
+            takes="the parameters and nothing else",
+            remedy="Bind the batch: loss_fn=lambda params: loss(params, inputs, labels), or pass "
+            "optax_sam.Objective(apply_fn, inputs, labels).",
+        )
     except TypeError as error:
         if "object is not callable" in str(error) and type(params).__name__ in str(error):
             raise TypeError(
@@ -72,8 +80,19 @@ def _is_like(aux: Any, params: chex.ArrayTree) -> bool:
 
 def check_labels(loss: Callable[..., Any], logits: Any, labels: Any) -> None:
     """Says what the default loss makes of labels that are no class numbers."""
-    if loss is not optax.softmax_cross_entropy_with_integer_labels or not hasattr(labels, "dtype"):
+    if loss is not optax.softmax_cross_entropy_with_integer_labels:
         return
+    if not is_array_of(logits, jnp.floating):
+        raise TypeError(
+            "the default loss needs floating logits of shape (B, ..., classes), got logits "
+            f"{kinds(logits)}. Return them from apply_fn before any argmax, or pass a loss= of "
+            "your own."
+        )
+    if not hasattr(labels, "dtype"):
+        raise TypeError(
+            f"the default loss needs one array of integer labels, got labels {kinds(labels)}. "
+            "Pass that array, or a loss= of your own that takes these labels."
+        )
     expected = jnp.shape(logits)[:-1]
     advice = ""
     if labels.shape == jnp.shape(logits):
@@ -95,11 +114,32 @@ def check_labels(loss: Callable[..., Any], logits: Any, labels: Any) -> None:
         )
 
 
+def check_label_range(loss: Callable[..., Any], logits: Any, labels: Any) -> None:
+    """Refuses class numbers that the logits do not have, where they can be read.
+
+    Of a negative number the default loss counts from the last class, of one too large it makes NaN.
+    """
+    if loss is not optax.softmax_cross_entropy_with_integer_labels:
+        return
+    values, classes = known_values(labels), logits.shape[-1]
+    if values is not None and (values.min() < 0 or values.max() >= classes):
+        raise ValueError(
+            f"labels must lie in [0, {classes}) for logits of shape {logits.shape}, got values "
+            f"from {values.min()} to {values.max()}. Leave examples without a label out, or give "
+            "them weight 0 with weights=."
+        )
+
+
 def check_losses(
     losses: Any, loss: Callable[..., Any], logits: Any, labels: Any, batch_size: int
 ) -> None:
     """Refuses a loss that is not one value per example."""
-    shape = jnp.shape(losses)
+    shape = shape_of(losses)
+    if not isinstance(shape, tuple) or not is_array_of(losses, jnp.floating):
+        raise TypeError(
+            f"loss must return one floating array of a loss per example, got {kinds(losses)}. "
+            "Metrics such as the accuracy have no gradient: compute them outside of the objective."
+        )
     if shape[:1] != (batch_size,):
         raise ValueError(
             f"loss must return one value per example, shape ({batch_size}, ...), got shape "

@@ -9,6 +9,7 @@ from jax import lax
 from jax.extend.core.primitives import conv_general_dilated_p
 
 from optax_sam import _jaxprs
+from optax_sam._checks import check_callable
 
 # Primitives whose inner program may be replaced by an equal one. The derivative rules of custom_jvp
 # and custom_vjp are kept as they are.
@@ -58,6 +59,7 @@ def canonical_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
       >>> bool(jnp.allclose(gradient, jax.grad(loss)(kernel, image)))
       True
     """
+    check_callable("function", function, "Pass the function itself, before it is called.")
 
     @functools.wraps(function)
     def rewritten(*args: Any, **kwargs: Any) -> Any:

@@ -361,3 +361,27 @@ class TestNoiseCompensationDraws:
         chosen = np.sort(self.draws(0.5, 200), axis=1)
         assert chosen.shape == (200, 3)
         assert np.all(np.diff(chosen, axis=1) > 0)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        optax_sam.normalized(0.1),
+        optax_sam.adaptive(0.1),
+        optax.chain(optax_sam.moving_average(0.5), optax_sam.normalized(0.1)),
+        optax.chain(optax_sam.subtract_moving_average(), optax_sam.normalized(0.1)),
+        optax_sam.project_to_ball(1e-35),
+    ],
+    ids=["normalized", "adaptive", "moving average", "subtracted average", "projection"],
+)
+def test_the_size_of_the_loss_is_no_matter(stage, size):
+    """ε depends on the gradient's direction alone, over the range of float32."""
+    params = {"a": jnp.array([0.5, -2.0]), "b": jnp.array([3.0])}
+    gradients = {"a": jnp.array([3.0, -4.0]), "b": jnp.array([12.0])}
+
+    def perturbation(size):
+        scaled = jax.tree.map(lambda g: g * size, gradients)
+        return stage.update(scaled, stage.init(params), params)[0]
+
+    chex.assert_trees_all_close(perturbation(size), perturbation(1.0), rtol=1e-5)

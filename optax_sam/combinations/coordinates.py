@@ -39,7 +39,7 @@ def restrict_to_coordinates(
     References:
       Luong et al., arXiv 2411.17132, section 4 (which set gives SAM its robustness).
     """
-    if not isinstance(sets, str) or not set(sets.upper()) <= set("ABC"):
+    if not isinstance(sets, str) or not sets or not set(sets.upper()) <= set("ABC"):
         raise ValueError(f"sets must be letters out of 'ABC', such as 'B' or 'AC', got {sets!r}.")
     if ratio_epsilon is not None:
         check_number("ratio_epsilon", ratio_epsilon, minimum=0)
@@ -51,7 +51,7 @@ def restrict_to_coordinates(
 
     def update(updates, state, params=None, *, clean_grads=None, **extra_args):
         del params, extra_args
-        require_clean_gradients(clean_grads, "restrict_to_coordinates")
+        require_clean_gradients(clean_grads, updates, "restrict_to_coordinates")
 
         def choose(perturbed, clean):
             masks = coordinate_sets(clean, perturbed, ratio_epsilon)._asdict()

@@ -3,10 +3,12 @@
 from typing import NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import optax
 
 from optax_sam import _tree
+from optax_sam._checks import check_like
 from optax_sam._hyperparameters import Hyperparameter, check_number
 from optax_sam.combinations.down_weighting import require_clean_gradients
 
@@ -14,9 +16,9 @@ from optax_sam.combinations.down_weighting import require_clean_gradients
 def orthogonal_part(vector: chex.ArrayTree, direction: chex.ArrayTree) -> chex.ArrayTree:
     """The part of ``vector`` orthogonal to ``direction``; all of it where the direction is zero."""
     length = _tree.norm(direction)
-    # Divided by the norm twice, not once by its square, which would vanish or overflow earlier.
-    along = _tree.divide_or_zero(_tree.dot(vector, direction), length)
-    coefficient = _tree.divide_or_zero(along, length)
+    # Divided by the norm twice, not once by its square, which would vanish or overflow.
+    inverse = _tree.divide_or_zero(jnp.ones_like(length), length)
+    coefficient = _tree.dot(vector, direction, inverse) * inverse
     return _tree.linear(jnp.ones_like(coefficient), vector, -coefficient, direction)
 
 
@@ -56,7 +58,7 @@ def subtract_orthogonal(alpha: optax.ScalarOrSchedule) -> optax.GradientTransfor
 
     def update(updates, state, params=None, *, clean_grads=None, **extra_args):
         del params, extra_args
-        require_clean_gradients(clean_grads, "subtract_orthogonal")
+        require_clean_gradients(clean_grads, updates, "subtract_orthogonal")
         alpha, state = amount.read(state, _tree.accumulation_dtype(updates))
         orthogonal = orthogonal_part(clean_grads, updates)
         return _tree.linear(jnp.ones_like(alpha), updates, -alpha, orthogonal), state
@@ -90,8 +92,8 @@ def reuse_orthogonal(
       norm_epsilon: at least 0, added to ‖v‖; ``1e-8`` in pytorch_optimizer.
 
     Returns:
-      An ``optax.GradientTransformationExtraArgs`` for the argument ``reuse`` of
-      :func:`optax_sam.sharpness_aware`. Its ``update`` needs ``clean_grads`` and ``is_ascent_step``.
+      An ``optax.GradientTransformationExtraArgs`` for the argument ``otherwise`` of
+      :func:`optax_sam.sometimes`. Its ``update`` needs ``clean_grads`` and ``is_ascent_step``.
 
     Raises:
       ValueError: if ``alpha`` or ``norm_epsilon`` is a negative number.
@@ -117,7 +119,20 @@ def reuse_orthogonal(
 
     def update(updates, state, params=None, *, clean_grads=None, is_ascent_step=None, **extra_args):
         del params, extra_args
-        require_clean_gradients(clean_grads, "reuse_orthogonal")
+        require_clean_gradients(clean_grads, updates, "reuse_orthogonal")
+        if is_ascent_step is None or isinstance(is_ascent_step, jax.core.Tracer):
+            raise TypeError(
+                "reuse_orthogonal must know whether this step has a second gradient, got "
+                f"is_ascent_step={is_ascent_step!r}. Pass a Python bool, or use it as otherwise= "
+                "of optax_sam.sometimes, which does."
+            )
+        check_like(
+            "the orthogonal part in the state",
+            state.orthogonal,
+            updates,
+            of="updates",
+            remedy="Make the state with tx.init(params) of the same params.",
+        )
         alpha, alpha_state = amount.read(state.alpha, _tree.accumulation_dtype(updates))
         if is_ascent_step:
             orthogonal = _zero_if_rounding(orthogonal_part(updates, clean_grads), updates)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _tree
+from optax_sam._checks import check_like
 from optax_sam._hyperparameters import Hyperparameter, check_integer, check_number
 from optax_sam.combinations._coordinates import coordinate_sets
 
@@ -77,7 +78,7 @@ def down_weight(
 
     def update(updates, state, params=None, *, clean_grads=None, **extra_args):
         del params, extra_args
-        require_clean_gradients(clean_grads, "down_weight")
+        require_clean_gradients(clean_grads, updates, "down_weight")
         dtype = _tree.accumulation_dtype(updates)
         alpha, alpha_state = strength.read(state.alpha, dtype)
         sets = jax.tree.map(
@@ -134,10 +135,20 @@ def linear_warmup_alpha(alpha: float, warmup_epochs: int, steps_per_epoch: int) 
     return schedule
 
 
-def require_clean_gradients(clean_grads: chex.ArrayTree | None, name: str) -> None:
+def require_clean_gradients(
+    clean_grads: chex.ArrayTree | None, updates: chex.ArrayTree, name: str
+) -> None:
     """Says what a combination misses when it is used outside of the engine."""
     if clean_grads is None:
         raise ValueError(
-            f"{name} compares with the gradient at the unperturbed parameters: pass clean_grads=, or "
-            "use it as combination= of optax_sam.sharpness_aware, which does."
+            f"{name} compares with the gradient at the unperturbed parameters, but clean_grads is "
+            "None: pass clean_grads=, or use it as combination= of optax_sam.sharpness_aware, "
+            "which does."
         )
+    check_like(
+        "clean_grads",
+        clean_grads,
+        updates,
+        of="updates",
+        remedy="Both are gradients of the same parameters.",
+    )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _tree
+from optax_sam._checks import check_like
 from optax_sam._hyperparameters import Hyperparameter, check_number
 from optax_sam._masks import Mask, resolve_mask
 
@@ -54,7 +55,11 @@ def adaptive(
 
     def update(updates, state, params=None):
         if params is None:
-            raise ValueError("adaptive(...) needs the parameters: call update(..., params=params).")
+            raise ValueError(
+                "adaptive(...) measures by the parameters, but params is None: call "
+                "update(updates, state, params)."
+            )
+        check_like("updates", updates, params, of="params", remedy="Pass gradients in params.")
         dtype = _tree.accumulation_dtype(updates)
         scaled = resolve_mask("scale_mask", scale_mask, params)
         offset = jnp.asarray(eta).astype(dtype)
