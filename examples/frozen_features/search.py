@@ -106,7 +106,7 @@ def scores(results: list[Result], criterion: str = "held_out") -> dict[Setting, 
 
 def lanes_of(config: Config, data: Features) -> int:
     """How many runs share a program: more for small heads."""
-    parameters = data.inputs.shape[1] * (config.hidden or 1)
+    parameters = int(data.inputs.shape[1]) * (config.hidden or 1)
     return min(max(LANE_PARAMETERS // parameters, 1), MOST_LANES)
 
 

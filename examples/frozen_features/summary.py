@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy.stats  # type: ignore[import-untyped]
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -38,7 +38,7 @@ def finals(
 
 def reported(row: dict[str, Any], contender: Contender) -> float:
     """Test accuracy of a final run: the last epoch's, but for early stopping."""
-    return row["test_at_best"] if contender.early_stopping else row["test"]
+    return float(row["test_at_best" if contender.early_stopping else "test"])
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
@@ -55,7 +55,7 @@ def table(rows: list[dict[str, Any]], name: str) -> list[tuple[str, ...]]:
     contenders = list(dict.fromkeys(c for study in STUDIES.values() for c in study))
     base = next(c for c in contenders if c.name == BASE)
     plain = finals(rows, name, base)
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for contender in contenders:
         runs = finals(rows, name, contender)
         if not runs:
