@@ -233,9 +233,10 @@ def asam(
       ValueError: if ``rho`` or ``eta`` is a negative number.
 
     Example:
-      >>> import optax, optax_sam
-      >>> is_kernel = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-      >>> tx = optax.chain(optax_sam.asam(rho=0.5, scale_mask=is_kernel), optax.sgd(0.1))
+      >>> import jax, optax, optax_sam
+      >>> is_no_bias = lambda params: jax.tree_util.tree_map_with_path(
+      ...     lambda path, _: "bias" not in jax.tree_util.keystr(path), params)
+      >>> tx = optax.chain(optax_sam.asam(rho=0.5, scale_mask=is_no_bias), optax.sgd(0.1))
 
     References:
       Kwon et al., ASAM, ICML 2021, arXiv 2102.11600, equation (6); code SamsungLabs/ASAM.

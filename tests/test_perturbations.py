@@ -161,10 +161,9 @@ class TestAdaptive:
         chex.assert_trees_all_close(perturbation, expected, rtol=1e-6)
 
     def test_scaling_nothing_is_sam(self):
-        """Also with a prefix of the tree as the mask."""
-        perturbation = perturb(
-            optax_sam.adaptive(0.5, scale_mask=False), self.gradients, self.params
-        )
+        nothing = jax.tree.map(lambda _: False, self.params)
+        stage = optax_sam.adaptive(0.5, scale_mask=nothing)
+        perturbation = perturb(stage, self.gradients, self.params)
         expected = perturb(optax_sam.normalized(0.5), self.gradients)
         chex.assert_trees_all_close(perturbation, expected, rtol=1e-6)
 
