@@ -20,6 +20,7 @@ from optax_sam.evaluations import (
     logit_only,
     perturb_then_evaluate,
 )
+from optax_sam.explain import explain
 from optax_sam.loss_scaling import loss_scaled
 from optax_sam.methods import (
     Options,
@@ -84,6 +85,7 @@ __all__ = [
     "Options",
     # The engine and what it needs
     "Objective",
+    "explain",
     "loss_scaled",
     "SharpnessAwareMetrics",
     "SharpnessAwareState",

@@ -1,5 +1,6 @@
 """The engine behind :func:`optax_sam.sharpness_aware`: init and update."""
 
+import contextvars
 import dataclasses
 import difflib
 import functools
@@ -27,6 +28,7 @@ from optax_sam.evaluations import (
     value_and_gradients,
 )
 from optax_sam.groups import mean_over_groups
+from optax_sam.independence import check_independence, warn_if_unproved
 from optax_sam.objectives import device_share, require_objective, with_parameters
 from optax_sam.per_example.descent import Evaluation as PerExampleEvaluation
 from optax_sam.per_example.gradient import gradient_of_groups, is_worthwhile
@@ -60,6 +62,20 @@ class Ascent(NamedTuple):
     perturbed_grads: chex.ArrayTree
     perturbation_state: optax.OptState
     metrics: SharpnessAwareMetrics
+
+
+class Decision(NamedTuple):
+    """How an engine takes its groups, for :func:`optax_sam.explain`."""
+
+    engine: "Engine"
+    mask: Mask
+    reason: str  # why not by the fast path; empty if by it
+
+
+# Where explain asks for the decisions of a step that it traces.
+decisions: contextvars.ContextVar[list[Decision] | None] = contextvars.ContextVar(
+    "decisions", default=None
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,21 +174,17 @@ class Engine:
 
     def _ascend(self, step: Step) -> Ascent:
         """Climbs and evaluates, once for the batch or once for each group."""
-        if self.group_size is None:
-            return self._climb_and_evaluate(step)
-        objective = require_objective(step.loss_fn, "group_size")
-        if step.clean_grads is not step.gradients:
-            raise ValueError(
-                "with group_size each group climbs along its own gradient, so it cannot be "
-                "combined with "
-                "a wrapper that chooses the direction, such as optax_sam.along_previous "
-                "(Momentum-SAM)."
-            )
-        if self.group_size == objective.batch_size:
-            return self._climb_and_evaluate(self._with_own_gradients(step))
         reason = self._why_not_fast(step)
+        made = decisions.get()
+        if made is not None:
+            made.append(Decision(self, step.perturbed_leaves, reason))
         if not reason:
             return self._ascend_fast(step)
+        if self.group_size is None:
+            return self._climb_and_evaluate(step)
+        if reason == ONE_GROUP:
+            return self._climb_and_evaluate(self._with_own_gradients(step))
+        objective = require_objective(step.loss_fn, "group_size")
         if reason != _FASTER_BY_ITSELF:
             warnings.warn(
                 f"group_size={self.group_size} differentiates every group by itself, which is "
@@ -181,6 +193,8 @@ class Engine:
                 "optax_sam.explain(tx, objective, params) tells more.",
                 stacklevel=2,
             )
+        if self.group_size == 1:
+            warn_if_unproved("group_size=1", check_independence(objective, step.params))
         return mean_over_groups(  # type: ignore[no-any-return]
             lambda group, logits: self._climb_and_evaluate(
                 self._with_own_gradients(
@@ -195,8 +209,18 @@ class Engine:
 
     def _why_not_fast(self, step: Step) -> str:
         """Why the fast path for groups cannot be taken; empty if it can."""
-        assert self.group_size is not None
+        if self.group_size is None:
+            return ONE_GROUP
         objective = require_objective(step.loss_fn, "group_size")
+        if step.clean_grads is not step.gradients:
+            raise ValueError(
+                "with group_size each group climbs along its own gradient, so it cannot be "
+                "combined with "
+                "a wrapper that chooses the direction, such as optax_sam.along_previous "
+                "(Momentum-SAM)."
+            )
+        if self.group_size == objective.batch_size:
+            return ONE_GROUP
         if self.evaluation not in _PER_EXAMPLE:
             return f"the evaluation {self.evaluation!r} is not one of this package"
         if objective.penalty is not None:
@@ -282,6 +306,7 @@ class Engine:
 
 
 _FIRST_STAGE = "The first stage returns one perturbation for every gradient that it is given."
+ONE_GROUP = "the batch is one group"
 _FASTER_BY_ITSELF = "groups of this size are faster differentiated by themselves"
 _KNOWN_ARGUMENTS = ("loss_fn", "logits", "clean_grads")
 

@@ -122,7 +122,7 @@ def _outputs(equation: Any, places: Sequence[Any]) -> list[Any]:
     name = equation.primitive.name
     try:
         if name in _CALLS:
-            return _follow(_jaxprs.inner_jaxprs(equation)[0][1], places)
+            return _follow(_jaxprs.called(equation), places)
         if name == "cond":
             return _follow_branches(equation, places)
         if name == "scan":

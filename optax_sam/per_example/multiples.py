@@ -214,7 +214,7 @@ class _Evaluator:
             repeated = _repeat(equation, values[0]) if name == "broadcast_in_dim" else None
             return _unmarked(equation, values) if repeated is None else [repeated]
         if name in _CALLS:
-            return self.run(_jaxprs.inner_jaxprs(equation)[0][1], values)
+            return self.run(_jaxprs.called(equation), values)
         if name == "cond":
             return self.branches(equation, values)
         if name == "broadcast_in_dim" and not isinstance(values[0], _OfGradient):
@@ -311,12 +311,13 @@ def _product(name: str, left: Any, right: Any) -> _OfGradient | None:
 
 def _sum(left: Any, right: Any, sign: int) -> _OfGradient | None:
     if _is_zero(right):
-        return left
+        right = dataclasses.replace(left, factor=jnp.zeros_like(left.factor))
     if _is_zero(left):
-        return dataclasses.replace(right, factor=sign * right.factor)  # type: ignore[no-any-return]
+        left = dataclasses.replace(right, factor=jnp.zeros_like(right.factor))
     if type(left) is not type(right) or left.leaf != right.leaf:
         return None
-    return dataclasses.replace(left, factor=left.factor + sign * right.factor)  # type: ignore[no-any-return]
+    total: _OfGradient = dataclasses.replace(left, factor=left.factor + sign * right.factor)
+    return total
 
 
 def _select(which: Any, cases: Sequence[Any]) -> Any:
