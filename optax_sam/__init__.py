@@ -1,6 +1,7 @@
 """Sharpness-aware minimization and its label-noise descendants as optax transformations."""
 
 from optax_sam import diagnostics, label_noise, per_example
+from optax_sam._stages import AlongPreviousState, SometimesState
 from optax_sam.combinations import (
     DownWeightingState,
     ReuseOrthogonalState,
@@ -55,9 +56,7 @@ from optax_sam.sharpness_aware import (
     sharpness_aware,
 )
 from optax_sam.wrappers import (
-    AlongPreviousState,
     GradientNormState,
-    SometimesState,
     When,
     along_previous,
     gradient_norm_is_large,

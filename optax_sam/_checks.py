@@ -16,7 +16,8 @@ def check_callable(name: str, value: Any, remedy: str) -> Callable[..., Any]:
     """Returns ``value`` if it can be called, and raises with the remedy otherwise."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {show(value)}. {remedy}")
-    return value
+    function: Callable[..., Any] = value
+    return function
 
 
 def call(

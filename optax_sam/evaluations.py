@@ -22,7 +22,6 @@ import jax.numpy as jnp
 from optax_sam import _jaxprs, _tree
 from optax_sam._checks import check_callable, check_leaves, check_like, kinds
 from optax_sam._loss_checks import call_loss, split_loss_and_aux
-from optax_sam.loss_scaling import loss_scaled
 from optax_sam.objectives import Objective, is_pytree, require_objective
 
 
@@ -229,10 +228,7 @@ def logit_only(
     _, gradients = value_and_gradients(data_only.with_logit_term_at(perturbed_logits), params)
     loss = objective.loss_from_logits(perturbed_logits)
     if objective.penalty is not None:
-        penalty = objective.penalty_of
-        if objective.loss_scale is not None:
-            penalty = loss_scaled(penalty, objective.loss_scale)
-        value, pull = value_and_gradients(penalty, perturbed)
+        value, pull = value_and_gradients(objective.penalty_of, perturbed)
         loss, gradients = loss + value, _tree.map_floating(jnp.add, gradients, pull)
     return loss, gradients
 

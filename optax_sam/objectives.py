@@ -18,6 +18,7 @@ from optax_sam._checks import (
     kinds,
     known_values,
     shape_of,
+    show,
 )
 from optax_sam._loss_checks import check_label_range, check_labels, check_losses
 from optax_sam.loss_scaling import check_scale, scale_cotangents
@@ -175,8 +176,8 @@ class Objective:
         if self.microbatch_size is not None and self.microbatch_size < self.batch_size:
             loss, aux = _microbatches.loss_and_aux(self, params)
         else:
-            params = scale_cotangents(params, self.loss_scale, "divide")
-            logits, aux = self.logits_and_aux(params)
+            scaled = scale_cotangents(params, self.loss_scale, "divide")
+            logits, aux = self.logits_and_aux(scaled)
             loss = scale_cotangents(self.loss_from_logits(logits), self.loss_scale, "multiply")
         if self.penalty is not None:
             loss = loss + self.penalty_of(params)
@@ -189,7 +190,7 @@ class Objective:
         value = call(
             "penalty",
             self.penalty,
-            params,
+            scale_cotangents(params, self.loss_scale, "divide"),
             takes="the parameters and nothing else",
             remedy="Bind the rest: penalty=lambda params: penalty(params, ...).",
         )
@@ -198,7 +199,8 @@ class Objective:
                 f"penalty must return a scalar, got {kinds(value)}. Sum over all parameters "
                 "inside it."
             )
-        return jnp.asarray(value)
+        value = jnp.asarray(value)
+        return scale_cotangents(value, self.loss_scale, "multiply")  # type: ignore[no-any-return]
 
     def logits(self, params: chex.ArrayTree) -> chex.ArrayTree:
         """The logits at ``params``, without auxiliary output."""
@@ -236,7 +238,7 @@ class Objective:
         check_labels(self.loss, logits, self.labels)
         if self.weights is None:  # a label without a class may have weight 0
             check_label_range(self.loss, logits, self.labels)
-        losses = call(
+        losses: jax.Array = call(
             "loss",
             self.loss,
             logits,
@@ -466,13 +468,18 @@ def _is_linen_module(function: Any) -> bool:
 def _check_indices(indices: Any, batch_size: int) -> None:
     if isinstance(indices, slice):
         return
-    if not is_array_of(indices, jnp.integer) or jnp.ndim(indices) != 1:
+    is_mask = is_array_of(indices, jnp.bool_) and not isinstance(indices, jax.core.Tracer)
+    if not (is_mask or is_array_of(indices, jnp.integer)) or jnp.ndim(indices) != 1:
         raise TypeError(
-            f"indices must be a slice or an integer array of shape (m,), got {indices!r}. Write "
-            "jnp.asarray([...]), or jnp.flatnonzero(mask) for a mask."
+            f"indices must be a slice or an integer array of shape (m,), got {show(indices)}. Write "
+            "jnp.asarray([...]); a mask of bools is for outside of jit only."
         )
-    values = known_values(indices)
-    if values is not None and not (-batch_size <= values.min() and values.max() < batch_size):
+    values = None if is_mask else known_values(indices)
+    if (
+        values is not None
+        and values.size
+        and not (-batch_size <= values.min() and values.max() < batch_size)
+    ):
         raise ValueError(
             f"indices must lie in [0, {batch_size}), the examples of the batch, got values from "
             f"{values.min()} to {values.max()}."

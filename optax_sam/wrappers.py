@@ -438,7 +438,7 @@ def _as_condition(when: Any) -> When | None:
     if when is None or (
         hasattr(when, "init") and hasattr(when, "update") and not isinstance(when, type)
     ):
-        return when  # type: ignore[no-any-return]
+        return when
     if not callable(when) or isinstance(when, type) or when is gradient_norm_is_large:
         raise TypeError(
             f"when must be a condition such as optax_sam.gradient_norm_is_large(), or a function "

@@ -132,6 +132,19 @@ def eqx_model():
     return eqx.nn.Linear(4, 3, key=jax.random.key(0))
 
 
+def averaged_by_nobody():
+    """A loss that differs over the devices of a shard_map, whose gradients would be summed."""
+
+    def step(x):
+        tx = optax_sam.sam(axis_name=())
+        return update(tx, loss_fn=lambda p: jnp.sum(p["w"] * x))[0]
+
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    along, everywhere = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=along, out_specs=everywhere)
+    return jax.eval_shape(mapped, jax.ShapeDtypeStruct((4, 1), jnp.float32))
+
+
 def devices(**options):
     """A step under pmap."""
 
@@ -321,7 +334,7 @@ ROWS["sam"] += [
         GRADS, PARAMS, state_of(optax_sam.sam()), loss_fn=loss_fn), TypeError, "state", "dict",
         "tx.init(params)"),
     Row("params are complex", lambda: optax_sam.sam().init({"w": np.ones(3, complex)}), TypeError,
-        "parameter ['w']", "complex128", "as two real parameters"),
+        "parameter ['w']", "complex64", "as two real parameters"),
     Row("a function among the params", lambda: optax_sam.sam().init({"w": VECTOR, "f": jnp.tanh}),
         TypeError, "params", "tanh", "eqx.filter(model, eqx.is_inexact_array)"),
     Row("a string among the params", lambda: optax_sam.sam().init({"w": VECTOR, "f": "relu"}),
@@ -583,11 +596,7 @@ ROWS["sharpness_aware"] = [
     Row("combination returns None", lambda: update(
         SA(optax_sam.normalized(0.1), combination=stage_of(lambda u, s: (None, s)))), ValueError,
         "combination", "PyTreeDef(None)", "one direction for every perturbed gradient"),
-    Row("a loss that differs over devices", lambda: jax.shard_map(
-        lambda x: update(SA(optax_sam.normalized(0.1), axis_name=()),
-                         loss_fn=lambda p: jnp.sum(p["w"] * x))[0],
-        mesh=jax.make_mesh((4,), ("data",)), in_specs=jax.P("data"), out_specs=jax.P())(
-            jnp.asarray(np.ones((4, 1), np.float32))), ValueError, "axis_name", "'data'",
+    Row("a loss that differs over devices", averaged_by_nobody, ValueError, "axis_name", "'data'",
         "average the loss over the axis"),
 ]  # fmt: skip
 ROWS["get_metrics"] = [
@@ -661,7 +670,6 @@ PENALTY_MISTAKES = (
 INDEX_MISTAKES = (
     ("a word", "first", TypeError, "'first'", "jnp.asarray([...])"),
     ("floats", VECTOR, TypeError, "float32[3]", "jnp.asarray([...])"),
-    ("a mask", np.ones(6, bool), TypeError, "bool[6]", "jnp.flatnonzero(mask)"),
     ("a list", [0, 1], TypeError, "[0, 1]", "jnp.asarray([...])"),
     ("one number", 2, TypeError, "2", "jnp.asarray([...])"),
     ("out of the batch", np.array([7]), ValueError, "7 to 7", "[0, 6)"),
@@ -748,6 +756,9 @@ ROWS["Objective"] = [
         Row(f"subset: {what}", lambda i=i: objective().subset(i), error, "indices", echo, remedy)
         for what, i, error, echo, remedy in INDEX_MISTAKES
     ],
+    Row("subset: a mask under jit",
+        lambda: traced(lambda mask: objective().subset(mask).labels, np.ones(6, bool)), TypeError,
+        "indices", "bool[6]", "a mask of bools is for outside of jit only"),
     Row("subset: nobody", lambda: objective().subset(slice(0, 0)), ValueError, "labels", "(0,)",
         "Leave empty batches out"),
     Row("with_examples: no weights", lambda: objective().with_examples((INPUTS, LABELS)),
@@ -1089,8 +1100,7 @@ SEED_MISTAKES = (
     ("a key", jax.random.key(0), TypeError, "key", "int(seed)"),
 )
 for _name, _noise in NOISE.items():
-    _mistakes = NOISE_MISTAKES if _name.endswith("symmetric") else NOISE_MISTAKES[:4]
-    _mistakes = _mistakes if _name != "label_noise.asymmetric" else NOISE_MISTAKES[:4]
+    _mistakes = NOISE_MISTAKES if _name == "label_noise.symmetric" else NOISE_MISTAKES[:4]
     ROWS[_name] = [
         Row(f"{argument}: {what}", lambda noise=_noise, a=args: noise(*a, seed=0), error, argument,
             echo, remedy)
@@ -1220,7 +1230,18 @@ ROWS["per_example.per_example_gradient"] = [
     Row("BatchNorm", lambda: PER_EXAMPLE(objective(batch_normalized), PARAMS, 0.1), ValueError,
         "examples", "reduce_sum", "GroupNorm or LayerNorm"),
 ]  # fmt: skip
-ROWS["per_example.explain"] = []
+EXPLAIN = per_example.explain
+ROWS["per_example.explain"] = [
+    Row("a plain loss", lambda: EXPLAIN(loss_fn, PARAMS), TypeError, "loss_fn",
+        "function loss_fn", "optax_sam.Objective(apply_fn, inputs, labels)"),
+    *number("group_size", 0, "at least 1", lambda m: EXPLAIN(objective(), PARAMS, group_size=m)),
+    Row("group_size does not divide", lambda: EXPLAIN(objective(), PARAMS, group_size=4),
+        ValueError, "group_size", "4 must divide the batch of 6", "such as 3"),
+    Row("mask is a list", lambda: EXPLAIN(objective(), PARAMS, mask=[True]), ValueError, "mask",
+        "PyTreeDef([*])", "a prefix of it"),
+    Row("BatchNorm", lambda: EXPLAIN(objective(batch_normalized), PARAMS), ValueError, "examples",
+        "reduce_sum", "GroupNorm or LayerNorm"),
+]  # fmt: skip
 
 # --------------------------------------------------------------------------------- frameworks
 ROWS["linen.TrainState"] = [

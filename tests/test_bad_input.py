@@ -65,7 +65,7 @@ def public_callables():
         name
         for name, value in found.items()
         if inspect.isclass(value)
-        and (hasattr(value, "_fields") or hasattr(value, "__total__") or value._is_protocol)
+        and any(hasattr(value, mark) for mark in ("_fields", "__total__", "_is_protocol"))
     }
     return set(found) - is_record
 

@@ -7,7 +7,6 @@ import pytest
 
 from optax_sam.diagnostics import coordinate_shares, memorization
 
-
 CLEAN = {"w": jnp.array([1.0, 1.0, -1.0, 1.0]), "b": jnp.array([-1.0, 0.0, 1.0, 1.0])}
 PERTURBED = {"w": jnp.array([2.0, 0.5, -0.5, -1.0]), "b": jnp.array([-1.5, 1.0, 0.5, 0.5])}
 

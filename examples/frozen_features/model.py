@@ -67,7 +67,7 @@ def load(path: Path) -> Model:
     if not path.is_file():
         raise DataError(f"{path}: there is no such model. Give the model.npz of a fit.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         about = json.loads(str(arrays["about"]))
         if about["format"] != FORMAT:
