@@ -160,6 +160,7 @@ class Engine:
             **step.extra_args,
         )
         _remember_direction(direction)
+        check_like("combination's update", direction, params, of="params", remedy=_THIRD_STAGE)
         return direction, state._replace(combination=combination_state)
 
     def _perturbed_leaves(self, params: chex.ArrayTree) -> Mask:
@@ -226,9 +227,7 @@ class Engine:
         if objective.penalty is not None:
             return "the objective has a penalty, whose gradient every group takes at its own point"
         try:
-            multiples_of(
-                self.perturbation, step.state.perturbation, step.params, step.extra_args
-            )
+            multiples_of(self.perturbation, step.state.perturbation, step.params, step.extra_args)
         except NotAMultipleError as error:
             return f"the first stage {error}"
         if self.group_size > 1 and not is_worthwhile(
@@ -274,7 +273,7 @@ class Engine:
             loss_fn=_freeze(step.loss_fn, step.perturbed_leaves),
             **step.extra_args,
         )
-        check_like("the perturbation", epsilon, step.params, of="params", remedy=_FIRST_STAGE)
+        check_like("perturbation's update", epsilon, step.params, of="params", remedy=_FIRST_STAGE)
         epsilon = keep_where(step.perturbed_leaves, epsilon)
         loss, perturbed_grads = self._evaluate(step, epsilon)
         _axes.check_averaged(loss, step.local_params, self.axis_name)
@@ -307,6 +306,7 @@ class Engine:
 
 _FIRST_STAGE = "The first stage returns one perturbation for every gradient that it is given."
 ONE_GROUP = "the batch is one group"
+_THIRD_STAGE = "The third stage returns one direction for every perturbed gradient."
 _FASTER_BY_ITSELF = "groups of this size are faster differentiated by themselves"
 _KNOWN_ARGUMENTS = ("loss_fn", "logits", "clean_grads")
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from optax_sam import _tree
-from optax_sam._checks import call, is_array_of, kinds, known_values, shape_of
+from optax_sam._checks import call, is_array_of, kinds, known_values, shape_of, show
 
 
 def call_loss(loss_fn: Callable[..., Any], params: chex.ArrayTree) -> Any:
@@ -58,7 +58,7 @@ def split_loss_and_aux(output: Any, params: chex.ArrayTree) -> tuple[jax.Array, 
             )
     if not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
         raise TypeError(
-            f"loss_fn must return a scalar loss, got {loss!r}. Does it return its value?"
+            f"loss_fn must return a scalar loss, got {show(loss)}. Does it return its value?"
         )
     if jnp.shape(loss) != () or not _tree.is_floating(loss):
         raise TypeError(

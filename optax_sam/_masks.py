@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam._checks import call
+from optax_sam._checks import call, show
 
 Mask = Any  # a pytree of bools, or a prefix of one
 MaskOrFunction = Mask | Callable[[Any], Mask] | None
@@ -38,7 +38,7 @@ def resolve_mask(name: str, mask: MaskOrFunction, params: chex.ArrayTree) -> Mas
     def spread(flag: Any, subtree: Any) -> Any:
         if not isinstance(flag, bool | np.bool_):
             raise TypeError(
-                f"{name} must be a pytree of Python bools, got a leaf {flag!r}. Masks are part of "
+                f"{name} must be a pytree of Python bools, got a leaf {show(flag)}. Masks are part of "
                 "the "
                 "program, not of the data: build them outside of jit, and under "
                 f"optax.inject_hyperparams name them in static_args=({name!r},)."

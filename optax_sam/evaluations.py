@@ -172,6 +172,7 @@ def jacobian_only(
       equation (4.2). The authors published no code.
     """
     objective = require_objective(loss_fn, "the Jacobian-only gradient (J-SAM)")
+    check_leaves(params)
     if logits is None:
         logits = objective.logits(params)
     else:

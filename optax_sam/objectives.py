@@ -18,6 +18,7 @@ from optax_sam._checks import (
     kinds,
     known_values,
     shape_of,
+    show,
 )
 from optax_sam._loss_checks import check_label_range, check_labels, check_losses
 from optax_sam.loss_scaling import check_scale, scale_cotangents
@@ -467,13 +468,18 @@ def _is_linen_module(function: Any) -> bool:
 def _check_indices(indices: Any, batch_size: int) -> None:
     if isinstance(indices, slice):
         return
-    if not is_array_of(indices, jnp.integer) or jnp.ndim(indices) != 1:
+    is_mask = is_array_of(indices, jnp.bool_) and not isinstance(indices, jax.core.Tracer)
+    if not (is_mask or is_array_of(indices, jnp.integer)) or jnp.ndim(indices) != 1:
         raise TypeError(
-            f"indices must be a slice or an integer array of shape (m,), got {indices!r}. Write "
-            "jnp.asarray([...]), or jnp.flatnonzero(mask) for a mask."
+            f"indices must be a slice or an integer array of shape (m,), got {show(indices)}. Write "
+            "jnp.asarray([...]); a mask of bools is for outside of jit only."
         )
-    values = known_values(indices)
-    if values is not None and not (-batch_size <= values.min() and values.max() < batch_size):
+    values = None if is_mask else known_values(indices)
+    if (
+        values is not None
+        and values.size
+        and not (-batch_size <= values.min() and values.max() < batch_size)
+    ):
         raise ValueError(
             f"indices must lie in [0, {batch_size}), the examples of the batch, got values from "
             f"{values.min()} to {values.max()}."
