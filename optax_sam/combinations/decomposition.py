@@ -56,7 +56,7 @@ def subtract_orthogonal(alpha: optax.ScalarOrSchedule) -> optax.GradientTransfor
 
     def update(updates, state, params=None, *, clean_grads=None, **extra_args):
         del params, extra_args
-        require_clean_gradients(clean_grads, "subtract_orthogonal")
+        clean_grads = require_clean_gradients(clean_grads, updates, "subtract_orthogonal")
         alpha, state = amount.read(state, _tree.accumulation_dtype(updates))
         orthogonal = orthogonal_part(clean_grads, updates)
         return _tree.linear(jnp.ones_like(alpha), updates, -alpha, orthogonal), state
@@ -117,7 +117,7 @@ def reuse_orthogonal(
 
     def update(updates, state, params=None, *, clean_grads=None, is_ascent_step=None, **extra_args):
         del params, extra_args
-        require_clean_gradients(clean_grads, "reuse_orthogonal")
+        clean_grads = require_clean_gradients(clean_grads, updates, "reuse_orthogonal")
         alpha, alpha_state = amount.read(state.alpha, _tree.accumulation_dtype(updates))
         if is_ascent_step:
             orthogonal = _zero_if_rounding(orthogonal_part(updates, clean_grads), updates)
