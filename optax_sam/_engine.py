@@ -18,8 +18,13 @@ from optax_sam import _axes, _tree
 from optax_sam._checks import call, check_leaves, check_like, check_state, kinds, shape_of
 from optax_sam._gradients import as_gradients
 from optax_sam._hyperparameters import check_integer
+from optax_sam._loss_checks import note_where_flattened
 from optax_sam._masks import Mask, MaskOrFunction, freeze_where_not, keep_where, resolve_mask
-from optax_sam._stages import SharpnessAwareMetrics, SharpnessAwareState
+from optax_sam._stages import (
+    SharpnessAwareMetrics,
+    SharpnessAwareState,
+    check_perturbation,
+)
 from optax_sam.evaluations import (
     Evaluation,
     full_gradient,
@@ -142,7 +147,8 @@ class Engine:
         # A stage's state may have seen the device's own gradients. Its average is what averaged
         # gradients would have given (moving averages are linear), and it stays replicated.
         share = device_share(loss_fn, self.axis_name)
-        ascent = self._ascend(step)
+        with note_where_flattened(params):
+            ascent = self._ascend(step)
         direction = _axes.mean(ascent.perturbed_grads, self.axis_name, share)
         state = state._replace(
             perturbation=_mean_of_state(ascent.perturbation_state, self.axis_name, share),
@@ -274,6 +280,7 @@ class Engine:
             **step.extra_args,
         )
         check_like("perturbation's update", epsilon, step.params, of="params", remedy=_FIRST_STAGE)
+        check_perturbation(epsilon, gradients, step.perturbed_leaves)
         epsilon = keep_where(step.perturbed_leaves, epsilon)
         loss, perturbed_grads = self._evaluate(step, epsilon)
         _axes.check_averaged(loss, step.local_params, self.axis_name)
@@ -327,7 +334,15 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
     if params is None:
         raise ValueError(
             "a sharpness-aware method perturbs the parameters, but params is None: call "
-            "tx.update(grads, opt_state, params, loss_fn=loss_fn)."
+            "tx.update(grads, opt_state, params, loss_fn=loss_fn). If you did, something in between "
+            "drops them, as optax.contrib.galore does to its base_optimizer: put the method in "
+            "front of it in optax.chain."
+        )
+    if isinstance(params, optax.LookaheadParams):
+        raise TypeError(
+            "params is optax.LookaheadParams, which holds two sets of parameters, and the loss needs "
+            "one. Update the method by itself with params.fast, and pass its direction to "
+            "optax.lookahead(optimizer, ...).update."
         )
     leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
@@ -348,9 +363,9 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
             "tx.update(grads, opt_state, params, loss_fn=loss_fn). If you did, something in "
             "between drops extra arguments: with Flax's TrainState use optax_sam.linen.TrainState and "
             "state.apply_gradients(grads=grads, loss_fn=loss_fn); with nnx pass loss_fn= to "
-            "nnx.Optimizer.update; optax.MultiSteps(...).gradient_transformation(), optax.flatten "
-            "and "
-            "optax.lookahead drop them too: put the method in front of them in optax.chain."
+            "nnx.Optimizer.update; optax.MultiSteps(...).gradient_transformation(), "
+            "optax.lookahead and optax.contrib.split_real_and_imaginary drop them too: put the "
+            "method in front of them in optax.chain."
         )
     if not callable(loss_fn):
         raise TypeError(

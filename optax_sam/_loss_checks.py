@@ -1,6 +1,7 @@
 """What a loss function may return, and what is wrong with it otherwise."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import chex
@@ -34,6 +35,21 @@ def call_loss(loss_fn: Callable[..., Any], params: chex.ArrayTree) -> Any:
                 "before the "
                 "clean pass, or optax_sam.equinox.loss_function(model, loss_fn, *args) in Equinox."
             ) from error
+        raise
+
+
+@contextlib.contextmanager
+def note_where_flattened(params: chex.ArrayTree) -> Iterator[None]:
+    """Adds a note to the error of a loss that gets one vector in place of its parameters."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(params, jax.Array) and params.ndim == 1:
+            error.add_note(
+                "The loss was called with one vector. If your parameters are a tree, "
+                "optax.flatten around the method made a vector of them: put the method in front "
+                "of it, optax.chain(method, optax.flatten(optimizer))."
+            )
         raise
 
 

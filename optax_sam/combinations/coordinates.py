@@ -51,7 +51,7 @@ def restrict_to_coordinates(
 
     def update(updates, state, params=None, *, clean_grads=None, **extra_args):
         del params, extra_args
-        require_clean_gradients(clean_grads, updates, "restrict_to_coordinates")
+        clean_grads = require_clean_gradients(clean_grads, updates, "restrict_to_coordinates")
 
         def choose(perturbed, clean):
             masks = coordinate_sets(clean, perturbed, ratio_epsilon)._asdict()

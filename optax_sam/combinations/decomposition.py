@@ -58,7 +58,7 @@ def subtract_orthogonal(alpha: optax.ScalarOrSchedule) -> optax.GradientTransfor
 
     def update(updates, state, params=None, *, clean_grads=None, **extra_args):
         del params, extra_args
-        require_clean_gradients(clean_grads, updates, "subtract_orthogonal")
+        clean_grads = require_clean_gradients(clean_grads, updates, "subtract_orthogonal")
         alpha, state = amount.read(state, _tree.accumulation_dtype(updates))
         orthogonal = orthogonal_part(clean_grads, updates)
         return _tree.linear(jnp.ones_like(alpha), updates, -alpha, orthogonal), state
@@ -119,7 +119,7 @@ def reuse_orthogonal(
 
     def update(updates, state, params=None, *, clean_grads=None, is_ascent_step=None, **extra_args):
         del params, extra_args
-        require_clean_gradients(clean_grads, updates, "reuse_orthogonal")
+        clean_grads = require_clean_gradients(clean_grads, updates, "reuse_orthogonal")
         if is_ascent_step is None or isinstance(is_ascent_step, jax.core.Tracer):
             raise TypeError(
                 "reuse_orthogonal must know whether this step has a second gradient, got "

@@ -6,6 +6,7 @@ A row says how to build it with harmless arguments. What is in no row must be in
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, Literal
@@ -33,13 +34,21 @@ class Row:
 
     Attributes:
       kind: what it is.
-      make: builds it; a wrapper takes the transformation that it goes around.
+      build: builds it; a wrapper takes the transformation that it goes around.
       extra: the keyword arguments that its ``update`` needs.
+      per_example: it takes one gradient per example.
     """
 
     kind: Kind
-    make: Callable[..., Any]
+    build: Callable[..., Any]
     extra: tuple[str, ...] = ()
+    per_example: bool = False
+
+    def make(self, *inner: Any) -> Any:
+        """The transformation; optax may say that it is deprecated."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return self.build(*inner)
 
 
 LINESEARCH = ("value", "grad", "value_fn")
@@ -81,7 +90,9 @@ OPTIMIZERS = {
     "contrib.momo_adam": Row("optimizer", lambda: optax.contrib.momo_adam(0.1), ("value",)),
     "contrib.sophia": Row("optimizer", lambda: optax.contrib.sophia(0.1), ("obj_fn",)),
     "contrib.galore": Row("optimizer", lambda: optax.contrib.galore(0.1, rank=1)),
-    "contrib.dpsgd": Row("optimizer", lambda: optax.contrib.dpsgd(0.1, 1.0, 0.1, 0)),
+    "contrib.dpsgd": Row(
+        "optimizer", lambda: optax.contrib.dpsgd(0.1, 1.0, 0.1, 0), per_example=True
+    ),
 }
 
 TRANSFORMATIONS = {
@@ -102,7 +113,7 @@ TRANSFORMATIONS = {
     "ema": Row("transformation", lambda: optax.ema(0.9)),
     "freeze": Row("transformation", lambda: optax.freeze(SOME_LEAVES)),
     "measure_with_ema": Row(
-        "transformation", lambda: optax.measure_with_ema(lambda updates, **_: optax.tree.norm(updates), 0.9)
+        "transformation", lambda: optax.monitor({"norm": optax.measure_with_ema(optax.tree.norm, 0.9)})
     ),
     "monitor": Row("transformation", lambda: optax.monitor({"norm": optax.tree.norm})),
     "snapshot": Row("transformation", lambda: optax.snapshot("norm", optax.tree.norm)),
@@ -128,8 +139,11 @@ TRANSFORMATIONS = {
         "transformation", lambda: optax.scale_by_zoom_linesearch(5), LINESEARCH
     ),
     **_plain("contrib.normalize", "contrib.scale_by_acprop", "contrib.scale_by_ademamix"),
-    **_plain("contrib.scale_by_adopt", "contrib.scale_by_cocob", "contrib.scale_by_muon"),
+    **_plain("contrib.scale_by_adopt", "contrib.scale_by_cocob"),
     **_plain("contrib.scale_by_simplified_ademamix"),
+    "contrib.scale_by_muon": Row(
+        "transformation", lambda: optax.masked(optax.contrib.scale_by_muon(), SOME_LEAVES)
+    ),
     "contrib.scale_by_galore": Row(
         "transformation", lambda: optax.contrib.scale_by_galore(rank=1)
     ),
@@ -147,6 +161,7 @@ TRANSFORMATIONS = {
     "contrib.differentially_private_aggregate": Row(
         "transformation",
         lambda: optax.contrib.differentially_private_aggregate(1.0, 0.1, 0),
+        per_example=True,
     ),
 }
 

@@ -134,9 +134,11 @@ class VaSSO(SAM):
 
 
 class WSAM(SAM):
+    gamma = 0.9
+
     def direction(self, problem, w):
         g = problem.grad(w)
-        return g + 0.9 / (1 - 0.9) * (super().direction(problem, w) - g)
+        return g + self.gamma / (1 - self.gamma) * (super().direction(problem, w) - g)
 
 
 class LookSAM(SAM):
