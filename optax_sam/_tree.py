@@ -64,7 +64,7 @@ def _norm(leaves: list[jax.Array]) -> jax.Array:
     squared = _sum_of_squares(jnp.ones([], dtype), leaves)
     # Above the lower bound, squares too small for the dtype are less than the sum's rounding error.
     lower_bound = max(size(leaves), 1) * float(limits.tiny) / float(limits.eps)
-    is_exact = (squared >= lower_bound) & (squared <= limits.max) | jnp.isnan(squared)
+    is_exact = (squared >= lower_bound) & (squared <= limits.max)
     large = 2.0 ** (limits.maxexp // 2)
     factor = jnp.where(squared < 1, large, 1 / large).astype(dtype)
     factor = jnp.where(is_exact, 1, factor)
