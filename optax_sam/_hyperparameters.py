@@ -142,4 +142,5 @@ def check_callable(name: str, value: Any, remedy: str) -> Callable[..., Any]:
     """Returns ``value`` if it can be called, and raises with the remedy otherwise."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {value!r}. {remedy}")
-    return value
+    checked: Callable[..., Any] = value
+    return checked

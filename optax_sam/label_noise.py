@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from optax_sam._hyperparameters import check_integer, check_number
 
@@ -29,7 +30,7 @@ class NoisyLabels(NamedTuple):
 
 
 def symmetric(
-    labels, rate: float, num_classes: int, *, seed: int, exact: bool = True
+    labels: ArrayLike, rate: float, num_classes: int, *, seed: int, exact: bool = True
 ) -> NoisyLabels:
     """Replaces labels by one of the other classes, each equally likely.
 
@@ -64,7 +65,7 @@ def symmetric(
 
 
 def pair_flip(
-    labels, rate: float, num_classes: int, *, seed: int, exact: bool = True
+    labels: ArrayLike, rate: float, num_classes: int, *, seed: int, exact: bool = True
 ) -> NoisyLabels:
     """Replaces labels by the next class, c → c + 1 modulo the number of classes.
 
@@ -97,7 +98,7 @@ def pair_flip(
 
 
 def asymmetric(
-    labels,
+    labels: ArrayLike,
     rate: float,
     class_map: Mapping[int, int] | Sequence[int],
     num_classes: int,
@@ -147,8 +148,8 @@ def asymmetric(
 
 
 def instance_dependent(
-    inputs,
-    labels,
+    inputs: ArrayLike,
+    labels: ArrayLike,
     rate: float,
     num_classes: int,
     *,
@@ -232,7 +233,7 @@ CIFAR10_CLASS_MAP = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 """Truck → automobile, bird → airplane, deer → horse, cat ↔ dog: the usual map for CIFAR-10."""
 
 
-def _check(labels, rate: float, num_classes: int, seed: int) -> tuple[np.ndarray, float]:
+def _check(labels: ArrayLike, rate: float, num_classes: int, seed: int) -> tuple[np.ndarray, float]:
     if any(isinstance(value, jax.core.Tracer) for value in (labels, rate)):
         raise TypeError(
             "label noise is drawn with NumPy, so labels and rate must be concrete, but jit is "
@@ -262,7 +263,7 @@ def _check(labels, rate: float, num_classes: int, seed: int) -> tuple[np.ndarray
     return labels, float(rate)
 
 
-def _class_table(class_map, num_classes: int) -> np.ndarray:
+def _class_table(class_map: Mapping[int, int] | Sequence[int], num_classes: int) -> np.ndarray:
     if isinstance(class_map, Mapping):
         pairs = list(class_map.items())
     else:

@@ -48,7 +48,7 @@ def last_layer_penalty(
     check_number("activation_coefficient", activation_coefficient, minimum=0)
     check_number("weight_coefficient", weight_coefficient, minimum=0)
 
-    def sum_of_squares(array):
+    def sum_of_squares(array: jax.Array) -> jax.Array:
         wide = array.astype(jnp.promote_types(array.dtype, jnp.float32))
         return jnp.sum(jnp.square(wide))
 
