@@ -26,14 +26,13 @@ def call_loss(loss_fn: Callable[..., Any], params: chex.ArrayTree) -> Any:
             "optax_sam.Objective(apply_fn, inputs, labels).",
         )
     except TypeError as error:
-        if "object is not callable" in str(error) and type(params).__name__ in str(error):
+        helper = _helper_for(params)
+        if helper and "not callable" in str(error):
             raise TypeError(
-                f"loss_fn was called with the parameters, a {type(params).__name__}, and tried to "
-                "call them "
-                "like a model. Turn your loss of a model into a loss of its parameters: "
-                "loss_fn=optax_sam.nnx.loss_function(model, loss_fn, *args) in Flax nnx, taken "
-                "before the "
-                "clean pass, or optax_sam.equinox.loss_function(model, loss_fn, *args) in Equinox."
+                f"loss_fn takes a model, but a method calls it with the parameters, a "
+                f"{type(params).__name__}. Turn it into a loss of the parameters, before the clean "
+                f"pass: loss_fn={helper}.loss_function(model, loss_fn, *args), or "
+                f"{helper}.objective(model, inputs, labels)."
             ) from error
         raise
 
@@ -51,6 +50,15 @@ def note_where_flattened(params: chex.ArrayTree) -> Iterator[None]:
                 "of it, optax.chain(method, optax.flatten(optimizer))."
             )
         raise
+
+
+def _helper_for(params: chex.ArrayTree) -> str:
+    """The module of this package for the framework that the parameters come from; empty if none."""
+    for kind in type(params).__mro__:
+        for framework, helper in (("flax.nnx", "optax_sam.nnx"), ("equinox", "optax_sam.equinox")):
+            if kind.__module__.startswith(framework):
+                return helper
+    return ""
 
 
 def split_loss_and_aux(output: Any, params: chex.ArrayTree) -> tuple[jax.Array, Any, bool]:

@@ -70,13 +70,20 @@ def down_weight(
     if ratio_epsilon is not None:
         check_number("ratio_epsilon", ratio_epsilon, minimum=0)
 
-    def init(params):
+    def init(params: optax.Params) -> DownWeightingState:
         return DownWeightingState(
             alpha=strength.init(),
             down_weighted_fraction=jnp.zeros([], _tree.accumulation_dtype(params)),
         )
 
-    def update(updates, state, params=None, *, clean_grads=None, **extra_args):
+    def update(
+        updates: optax.Updates,
+        state: DownWeightingState,
+        params: optax.Params | None = None,
+        *,
+        clean_grads: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, DownWeightingState]:
         del params, extra_args
         clean_grads = require_clean_gradients(clean_grads, updates, "down_weight")
         dtype = _tree.accumulation_dtype(updates)

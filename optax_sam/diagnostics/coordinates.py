@@ -1,6 +1,6 @@
 """The shares of the SANER paper's three sets of coordinates."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -73,11 +73,12 @@ def coordinate_shares(
 
 
 def _check_match(clean_grads: chex.ArrayTree, perturbed_grads: chex.ArrayTree) -> None:
-    structures = jax.tree.structure(clean_grads), jax.tree.structure(perturbed_grads)
-    if structures[0] != structures[1]:
+    clean_structure: Any = jax.tree.structure(clean_grads)
+    perturbed_structure: Any = jax.tree.structure(perturbed_grads)
+    if clean_structure != perturbed_structure:
         raise ValueError(
-            f"clean_grads and perturbed_grads have different structures: {structures[0]} and "
-            f"{structures[1]}. Both are gradients of the same parameters."
+            f"clean_grads and perturbed_grads have different structures: {clean_structure} and "
+            f"{perturbed_structure}. Both are gradients of the same parameters."
         )
     leaves = zip(
         jax.tree_util.tree_leaves_with_path(clean_grads),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -106,7 +107,7 @@ def add_noise_compensation(
         check_callable("label_of", label_of, "Pass e.g. label_of=lambda labels: labels['...'].")
     start_step = check_integer("start_step", start_step, minimum=0)
 
-    def init(params):
+    def init(params: optax.Params) -> NoiseCompensationState:
         del params
         return NoiseCompensationState(count=jnp.zeros([], jnp.int32), strength=amount.init())
 
@@ -181,7 +182,7 @@ def noise_compensation_schedule(kappa: float, total_steps: int) -> optax.Schedul
     check_number("kappa", kappa, minimum=0)
     total_steps = check_integer("total_steps", total_steps, minimum=1)
 
-    def schedule(step):
+    def schedule(step: chex.Numeric) -> chex.Numeric:
         t = jnp.minimum(step / total_steps, 1)
         return kappa * jnp.minimum(2 * (3 - 2 * t) * t**2, 1)
 
