@@ -361,14 +361,21 @@ def _is_zero(value: Any) -> bool:
 def _number(value: Any) -> jax.Array | None:
     """The scalar that a value is in each of its elements, if it is one."""
     if isinstance(value, Repeated):
-        return jnp.asarray(value.number)
+        return value.number
     if isinstance(value, _OfGradient) or math.prod(jnp.shape(_plain(value))) != 1:
         return None
-    return jnp.reshape(jnp.asarray(_plain(value)), ())
+    return _scalar(_plain(value))
+
+
+def _scalar(array: Any) -> jax.Array:
+    if isinstance(array, jax.core.Tracer):
+        return jnp.reshape(array, ())
+    with jax.ensure_compile_time_eval():  # a zero stays known as such under jit
+        return jnp.reshape(jnp.asarray(array), ())
 
 
 def _repeat(equation: Any, value: Any) -> Repeated | None:
     if math.prod(jnp.shape(_plain(value))) != 1:
         return None
-    number = value.number if isinstance(value, Repeated) else jnp.reshape(_plain(value), ())
+    number = value.number if isinstance(value, Repeated) else _scalar(_plain(value))
     return Repeated(number, equation.outvars[0].aval.shape, _depends(value))

@@ -56,7 +56,9 @@ FAST = {
         {"bias": optax.set_to_zero(), "kernels": normalized(0.3)}, labels
     ),
     "masked": lambda: optax.masked(normalized(0.3), is_kernel),
-    "frozen": lambda: optax.chain(normalized(0.3), optax.freeze({"first": True, "bias": False, "head": False})),
+    "frozen": lambda: optax.chain(
+        normalized(0.3), optax.freeze({"first": True, "bias": False, "head": False})
+    ),
     "on some steps": lambda: optax.conditionally_transform(
         normalized(0.3), lambda step: step % 2 == 0
     ),
