@@ -35,10 +35,14 @@ class Multiple:
 
 @dataclasses.dataclass(frozen=True)
 class Square:
-    """``factor * (gradient of a leaf)²``, elementwise."""
+    """``factor * other * (gradient of a leaf)²``, elementwise.
+
+    The factors stay apart: their product may overflow where the sum of squares does not.
+    """
 
     leaf: int
     factor: jax.Array
+    other: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +261,7 @@ class _Evaluator:
     def norm(self, square: Any, equation: Any) -> Number | None:
         if not isinstance(square, Square):
             return None
-        total = square.factor * self.squared_norms[square.leaf]
+        total = square.factor * self.squared_norms[square.leaf] * square.other
         return Number(total.astype(equation.outvars[0].aval.dtype))
 
     def branches(self, equation: Any, values: Sequence[Any]) -> list[Any]:
@@ -297,7 +301,7 @@ def _why_not(equation: Any) -> str:
 def _product(name: str, left: Any, right: Any) -> _OfGradient | None:
     if isinstance(left, Multiple) and isinstance(right, Multiple):
         if name == "mul" and left.leaf == right.leaf:
-            return Square(left.leaf, left.factor * right.factor)
+            return Square(left.leaf, left.factor, right.factor)
         return None
     if name == "mul" and isinstance(right, _OfGradient):
         left, right = right, left
@@ -316,8 +320,10 @@ def _sum(left: Any, right: Any, sign: int) -> _OfGradient | None:
         left = dataclasses.replace(right, factor=jnp.zeros_like(right.factor))
     if type(left) is not type(right) or left.leaf != right.leaf:
         return None
-    total: _OfGradient = dataclasses.replace(left, factor=left.factor + sign * right.factor)
-    return total
+    if isinstance(left, Square):
+        total = left.factor * left.other + sign * right.factor * right.other
+        return Square(left.leaf, total, jnp.ones_like(total))
+    return Multiple(left.leaf, left.factor + sign * right.factor)
 
 
 def _select(which: Any, cases: Sequence[Any]) -> Any:
