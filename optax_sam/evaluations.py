@@ -89,8 +89,7 @@ def perturb_then_evaluate(
       Foret et al., Sharpness-Aware Minimization, ICLR 2021, arXiv 2010.01412, equation (3).
     """
     check_callable("loss_fn", loss_fn, "Pass the loss as a function of the parameters.")
-    check_leaves(params)
-    check_like("perturbation", perturbation, params, of="params", remedy=_ZEROS)
+    _check_perturbation(params, perturbation)
     if _is_traced((params, perturbation, loss_fn)):
         # Inside a caller's jit a second boundary buys nothing, and its cache would keep a closure
         # over the caller's tracers alive.
@@ -172,7 +171,7 @@ def jacobian_only(
       equation (4.2). The authors published no code.
     """
     objective = require_objective(loss_fn, "the Jacobian-only gradient (J-SAM)")
-    check_leaves(params)
+    _check_perturbation(params, perturbation)
     if logits is None:
         logits = objective.logits(params)
     else:
@@ -219,8 +218,7 @@ def logit_only(
     """
     del logits
     objective = require_objective(loss_fn, "the logit-only gradient (L-SAM)")
-    check_leaves(params)
-    check_like("perturbation", perturbation, params, of="params", remedy=_ZEROS)
+    _check_perturbation(params, perturbation)
     perturbed = _tree.add(params, perturbation)
     perturbed_logits = objective.logits(perturbed)
     _warn_of_constant_logit_term(objective, perturbed_logits, "L-SAM is then the base optimizer")
@@ -280,7 +278,11 @@ def _warn_of_constant_logit_term(
         )
 
 
-_ZEROS = "Where nothing is to be perturbed it has zeros."
+def _check_perturbation(params: chex.ArrayTree, perturbation: chex.ArrayTree) -> None:
+    """Refuses parameters that are none, and a perturbation that is not like them."""
+    check_leaves(params)
+    remedy = "Where nothing is to be perturbed it has zeros."
+    check_like("perturbation", perturbation, params, of="params", remedy=remedy)
 
 
 def _evaluate(

@@ -269,8 +269,7 @@ class Objective:
                 "such "
                 f"as {losses.shape[:1]}, got {weights.shape}."
             )
-        dtype = jnp.promote_types(losses.dtype, jnp.float32)
-        weights = weights.astype(dtype)
+        weights = weights.astype(_tree.accumulation_dtype(losses))
         weights = weights.reshape(*weights.shape, *(1,) * (losses.ndim - weights.ndim))
         return jnp.broadcast_to(weights, losses.shape)
 
@@ -291,13 +290,11 @@ class Objective:
         gradient of the loss :math:`\langle f(w, x_i), c_i \rangle`, so that microbatches, groups and
         sharding come from the objective, and no vector-Jacobian product is written by hand.
         """
-        wide = jax.tree.map(
-            lambda z: jnp.asarray(z).astype(jnp.promote_types(jnp.result_type(z), jnp.float32)),
-            logits,
-        )
+        dtype = _tree.accumulation_dtype(logits)
+        wide = jax.tree.map(lambda z: z.astype(dtype) if _tree.is_floating(z) else z, logits)
         terms = jax.tree.map(lambda c: c * self.batch_size, self.logit_gradient(wide))
         losses = jax.eval_shape(self.losses_from_logits, wide)
-        ones = jnp.ones(losses.shape, jnp.promote_types(losses.dtype, jnp.float32))
+        ones = jnp.ones(losses.shape, _tree.accumulation_dtype(losses))
         weights = ones if self.weights is None else self._weights_like(ones)
         factors = self.batch_size * _tree.divide_or_zero(weights, jnp.sum(weights))
         return self.replace(

@@ -340,8 +340,8 @@ ROWS["sam"] += [
     Row("a string among the params", lambda: optax_sam.sam().init({"w": VECTOR, "f": "relu"}),
         TypeError, "params", "'relu'", "Pass the parameters only"),
     Row("an Equinox model as params",
-        lambda: optax_sam.sam().init(eqx.nn.MLP(4, 3, 8, 1, key=jax.random.key(0))), TypeError,
-        "params", "activation", "eqx.filter(model, eqx.is_inexact_array)"),
+        lambda: optax_sam.sam().init(eqx.nn.Lambda(jnp.tanh)), TypeError,
+        "params", "params.fn", "eqx.filter(model, eqx.is_inexact_array)"),
     Row("params under optax.masked",
         lambda: update(optax.masked(optax_sam.sam(), {"w": False})), TypeError, "mask",
         "optax.masked", "pass mask= to the method"),
@@ -1019,7 +1019,7 @@ ROWS["restrict_to_coordinates"] = [
     *[
         Row(f"sets = {sets!r}", lambda s=sets: optax_sam.restrict_to_coordinates(s), ValueError,
             "sets", repr(sets), "such as 'B' or 'AC'")
-        for sets in ("D", "", ["B"], None)
+        for sets in ("D", "B C", ["B"], None)
     ],
     *number("ratio_epsilon", -1, "[0, inf)",
             lambda e: optax_sam.restrict_to_coordinates("B", e)),

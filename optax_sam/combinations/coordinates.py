@@ -42,7 +42,7 @@ def restrict_to_coordinates(
     References:
       Luong et al., arXiv 2411.17132, section 4 (which set gives SAM its robustness).
     """
-    if not isinstance(sets, str) or not sets or not set(sets.upper()) <= set("ABC"):
+    if not isinstance(sets, str) or not set(sets.upper()) <= set("ABC"):
         raise ValueError(f"sets must be letters out of 'ABC', such as 'B' or 'AC', got {sets!r}.")
     if ratio_epsilon is not None:
         check_number("ratio_epsilon", ratio_epsilon, minimum=0)

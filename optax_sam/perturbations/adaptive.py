@@ -59,7 +59,7 @@ def adaptive(
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError(
-                "adaptive(...) measures by the parameters, but params is None: call "
+                "adaptive(...) needs the parameters, but params is None: call "
                 "update(updates, state, params)."
             )
         check_like("updates", updates, params, of="params", remedy="Pass gradients in params.")
