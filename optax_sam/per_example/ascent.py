@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import _tree
-from optax_sam._axes import to_varying_like
 from optax_sam.per_example import plan as plans
 from optax_sam.per_example.plan import LeafPlan, Plan
 from optax_sam.per_example.sites import site_of
 from optax_sam.per_example.trace import Trace
+from optax_sam._axes import to_varying_like
 from optax_sam.per_example.walk import ParameterValue, walk
 
 

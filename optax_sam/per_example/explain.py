@@ -5,9 +5,9 @@ import jax
 
 from optax_sam import _masks
 from optax_sam._hyperparameters import check_integer
-from optax_sam.independence import check_independence
 from optax_sam.objectives import Objective, require_objective
 from optax_sam.per_example import plan as plans
+from optax_sam.independence import check_independence
 from optax_sam.per_example.plan import LeafPlan, Plan, make_plan
 from optax_sam.per_example.trace import Trace, trace
 

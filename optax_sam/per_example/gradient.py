@@ -112,13 +112,7 @@ def per_example_gradient(
     check_number("rho", rho, minimum=0)
     state = jnp.asarray(rho)
     result, _ = gradient_of_groups(
-        objective,
-        params,
-        _NORMALIZED,
-        state,
-        evaluation=evaluation,
-        group_size=group_size,
-        mask=mask,
+        objective, params, _NORMALIZED, state, evaluation=evaluation, group_size=group_size, mask=mask
     )
     return result
 
@@ -195,7 +189,9 @@ def _compute(
     flags: tuple[bool, ...],
 ) -> tuple[PerExampleResult, optax.OptState]:
     multiples, new_state = multiples_of(stage, state, params, {"loss_fn": objective})
-    means = functools.partial(_means, evaluation=evaluation, group_size=group_size, perturbed=flags)
+    means = functools.partial(
+        _means, evaluation=evaluation, group_size=group_size, perturbed=flags
+    )
 
     @jax.custom_jvp
     def gradient(
@@ -336,11 +332,9 @@ def _share_of_chunk(
 
     def unscaled(tree: Any) -> Any:
         return jax.tree.map(
-            lambda leaf: (
-                leaf.astype(dtype) / scale.astype(dtype)
-                if traced.objective.loss_scale is not None
-                else leaf.astype(dtype)
-            ),
+            lambda leaf: leaf.astype(dtype) / scale.astype(dtype)
+            if traced.objective.loss_scale is not None
+            else leaf.astype(dtype),
             tree,
         )
 

@@ -124,9 +124,7 @@ def multiples_of(
     return multiples, jax.tree.unflatten(structure[-1], new_leaves)
 
 
-def _traced(
-    update: Callable[[list[jax.Array]], list[Any]], leaves: Sequence[jax.Array]
-) -> Multiples:
+def _traced(update: Callable[[list[jax.Array]], list[Any]], leaves: Sequence[jax.Array]) -> Multiples:
     types = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     program = _jaxprs.without_dead_code(jax.make_jaxpr(update)(types))
     _, constants = _jaxprs.open_and_constants(program)
@@ -180,9 +178,7 @@ class _Evaluator:
                 return [repeated]
         if any(isinstance(value, Multiple | Square) for value in values):
             return [self.of_gradient(name, equation, values)]
-        depends = any(
-            isinstance(v, Number) or (isinstance(v, Repeated) and v.depends) for v in values
-        )
+        depends = any(isinstance(v, Number) or (isinstance(v, Repeated) and v.depends) for v in values)
         plain = [value.array if isinstance(value, Number | Repeated) else value for value in values]
         outputs = _jaxprs.bind(equation, plain)
         return [Number(output) for output in outputs] if depends else outputs
@@ -199,11 +195,7 @@ class _Evaluator:
             if product is not None:
                 return product
         if name == "square" or (name == "integer_pow" and equation.params["y"] == 2):
-            return (
-                self.product("mul", first, first)
-                if isinstance(first, Multiple)
-                else self.refuse(equation)
-            )
+            return self.product("mul", first, first) if isinstance(first, Multiple) else self.refuse(equation)
         if name in ("add", "sub", "add_any") and _same_leaf(values):
             sign = -1 if name == "sub" else 1
             return Multiple(first.leaf, first.factor + sign * values[1].factor)
