@@ -1,7 +1,7 @@
 """A problem of twelve numbers, and a step of every method written by hand around optax's parts.
 
-Everything runs without ``jit``. The references of ``tests/references`` say what a method does; here they are
-given another clean gradient, and a function of ε.
+Everything runs without ``jit``. The references of ``tests/references`` say what a method does; here
+they are given another clean gradient, and a function of ε.
 """
 
 import dataclasses
@@ -138,7 +138,11 @@ class Step:
 
 
 def value_fn(
-    params: Any, loss_fn: Any, logits: Any = None, clean_grads: Any = None, is_ascent_step: Any = None
+    params: Any,
+    loss_fn: Any,
+    logits: Any = None,
+    clean_grads: Any = None,
+    is_ascent_step: Any = None,
 ) -> jax.Array:
     """What a line search calls: it must name every extra argument that is in the chain."""
     del logits, clean_grads, is_ascent_step

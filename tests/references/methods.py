@@ -1,8 +1,8 @@
 """Every method, slow and obvious: one flat vector, explicit loops over steps, formulas as printed.
 
-Each reference is a class with ``epsilon(problem, w)`` and ``direction(problem, w)``, each called once per
-step. ``problem`` gives ``grad(w)``, ``logits(w)``, ``labels`` and ``on(indices, labels)``, the same problem on
-other examples.
+Each reference is a class with ``epsilon(problem, w)`` and ``direction(problem, w)``, called once per
+step. ``problem`` gives ``grad(w)``, ``logits(w)``, ``labels`` and ``on(indices, labels)``, the same
+problem on other examples.
 """
 
 import functools
