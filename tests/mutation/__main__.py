@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 # Area: (files of the package, arguments of pytest that test them quickly).
 AREAS: dict[str, tuple[list[str], list[str]]] = {
     "engine": (
-        ["_engine.py", "_stages.py", "sharpness_aware.py", "_axes.py", "_masks.py"],
+        ["_engine.py", "_stages.py", "sharpness_aware.py", "_axes.py", "_masks.py", "_gradients.py"],
         ["tests/test_masks.py", "tests/test_silent_mistakes.py", "tests/test_parallelism.py",
          "tests/test_peer_bugs.py"],
     ),
