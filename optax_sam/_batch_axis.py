@@ -1,23 +1,39 @@
-"""Where the batch axis of a value goes in each primitive operation.
+"""Where the examples of a batch go in each primitive operation.
 
-Every function here takes an equation and the position of the batch axis in each of its inputs, and
-returns its position in the outputs: ``None`` for a value that does not depend on the examples.
+Every function here takes an equation and the place of the examples in each of its inputs, and returns
+their place in the outputs: ``None`` for a value that does not depend on the examples.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchAxis:
     """The examples lie along ``axis``, each a run of ``length`` neighbours.
 
-    ``length`` is 1 until the batch axis is merged with a later one, as in (B, T, D) -> (B T, D).
+    Attributes:
+      axis: the axis.
+      examples: which example lies where, in the order of the axis. Slices, reversals and
+        concatenations change it.
+      length: 1 until the batch axis is merged with a later one, as in (B, T, D) -> (B T, D).
     """
 
     axis: int
+    examples: tuple[int, ...]
     length: int = 1
+
+    def moved_to(self, axis: int) -> "BatchAxis":
+        """The same examples along another axis."""
+        return dataclasses.replace(self, axis=axis)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the value depends on one example only."""
+        return len(set(self.examples)) == 1
 
 
 class ExamplesAreMixedError(Exception):
@@ -28,7 +44,8 @@ class UnknownError(Exception):
     """It could not be told whether the examples stay apart."""
 
 
-Places = Sequence[BatchAxis | None]
+Place = BatchAxis | None
+Places = Sequence[Place]
 
 # fmt: off
 _ELEMENTWISE = {
@@ -44,8 +61,6 @@ _ELEMENTWISE = {
     "stop_gradient", "sub", "tan", "tanh", "xor",
 }
 # fmt: on
-_RESHAPES = {"reshape", "squeeze", "expand_dims"}
-_WINDOWS = {"reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min"}
 _ALONG_ONE_AXIS = {
     "cumsum": "axis",
     "cumprod": "axis",
@@ -56,24 +71,24 @@ _ALONG_ONE_AXIS = {
 }
 
 
-def place(equation, places: Places) -> list[BatchAxis | None]:
-    """The batch axis of each output of a primitive without a program inside.
+def place(equation: Any, places: Places) -> list[Place]:
+    """The place of the examples in each output of a primitive without a program inside.
 
     Raises:
       ExamplesAreMixedError: if the operation combines different examples.
       UnknownError: if there is no rule for it.
     """
     name = equation.primitive.name
-    if name in _ELEMENTWISE:
-        result = _elementwise(equation, places)
-    elif name in _RESHAPES:
-        result = _reshape(equation, places[0])
-    elif name in _WINDOWS:
-        result = _window(equation, places[0])
-    elif name in _ALONG_ONE_AXIS:
-        result = _along(equation, _common(places), equation.params[_ALONG_ONE_AXIS[name]])
-    elif name in _RULES:
+    if name == "split":
+        return _split(equation, _common(places))
+    if name in _RULES:
         result = _RULES[name](equation, places)
+    elif name in _ELEMENTWISE:
+        result = _elementwise(equation, places)
+    elif name in _RULES_FOR_ONE:
+        result = _RULES_FOR_ONE[name](equation, _common(places))
+    elif name in _ALONG_ONE_AXIS:
+        result = _along(_common(places), equation.params[_ALONG_ONE_AXIS[name]])
     elif name.startswith(("reduce_", "arg")) and "axes" in equation.params:
         result = _reduce(equation, _common(places))
     else:
@@ -81,35 +96,65 @@ def place(equation, places: Places) -> list[BatchAxis | None]:
     return [result] * len(equation.outvars)
 
 
-def _shape(equation, index: int = 0) -> tuple[int, ...]:
-    return equation.invars[index].aval.shape
+def _shape(equation: Any, index: int = 0) -> tuple[int, ...]:
+    return tuple(equation.invars[index].aval.shape)
+
+
+def _output_shape(equation: Any) -> tuple[int, ...]:
+    return tuple(equation.outvars[0].aval.shape)
 
 
 def _common(places: Places) -> BatchAxis:
-    """The batch axis that all inputs which have one agree on."""
+    """The place that all inputs which depend on the examples agree on."""
     found = {place for place in places if place is not None}
-    if len(found) > 1:
-        raise UnknownError("operands have their examples along different axes")
-    return found.pop()
+    if len(found) == 1:
+        return found.pop()
+    same_axis = len({(place.axis, place.length) for place in found}) == 1
+    several = len({example for place in found for example in place.examples}) > 1
+    if same_axis or (several and any(place.is_single for place in found)):
+        raise ExamplesAreMixedError("combines different examples")
+    raise UnknownError("operands have their examples along different axes")
 
 
-def _elementwise(equation, places):
+def _stays_apart(place: BatchAxis, touches_examples: bool, what: str) -> BatchAxis:
+    """The place, unless an operation goes over the batch axis."""
+    if not touches_examples:
+        return place
+    if place.is_single:
+        raise UnknownError("it uses one of the examples")
+    raise ExamplesAreMixedError(what)
+
+
+def _whole(place: BatchAxis, is_whole: bool) -> BatchAxis:
+    if not is_whole:
+        raise UnknownError("it takes some of the examples")
+    return place
+
+
+def _elementwise(equation: Any, places: Places) -> BatchAxis:
     """Operands have the rank of the output, with size 1 where they are repeated, or are scalars."""
-    common = _common(places)
-    shape = equation.outvars[0].aval.shape
+    shape = _output_shape(equation)
+    repeated = []
     for variable, place in zip(equation.invars, places, strict=True):
-        other = variable.aval.shape
-        if place is not None and (
-            len(other) != len(shape) or other[common.axis] != shape[common.axis]
-        ):
+        if place is None:
+            continue
+        if len(variable.aval.shape) != len(shape):
             raise UnknownError("operands have different shapes")
-    return common
+        repeated.append(_repeated(place, variable.aval.shape[place.axis], shape[place.axis]))
+    return _common(repeated)
 
 
-def _reshape(equation, place):
+def _repeated(place: BatchAxis, size: int, target: int) -> BatchAxis:
+    """The place after an axis of size 1 was repeated."""
+    if size == target:
+        return place
+    return dataclasses.replace(place, examples=place.examples * target)
+
+
+def _reshape(equation: Any, place: BatchAxis) -> BatchAxis:
     """A reshape keeps the order of the elements: so many before each example, so many within it."""
-    source, target = _shape(equation), equation.outvars[0].aval.shape
-    count = source[place.axis] // place.length
+    source, target = _shape(equation), _output_shape(equation)
+    count = len(place.examples)
     before = math.prod(source[: place.axis])
     within = place.length * math.prod(source[place.axis + 1 :])
     for axis, size in enumerate(target):
@@ -117,155 +162,179 @@ def _reshape(equation, place):
         if math.prod(target[:axis]) == before and size % count == 0 and within % after == 0:
             length = size // count
             if length * after == within:
-                return BatchAxis(axis, length)
+                return BatchAxis(axis, place.examples, length)
     raise UnknownError("a reshape merges the batch axis with an earlier one")
 
 
-def _broadcast(equation, places):
-    (place,) = {place for place in places if place is not None}
-    return BatchAxis(equation.params["broadcast_dimensions"][place.axis], place.length)
+def _broadcast(equation: Any, place: BatchAxis) -> BatchAxis:
+    axis = equation.params["broadcast_dimensions"][place.axis]
+    moved = place.moved_to(axis)
+    return _repeated(moved, _shape(equation)[place.axis], _output_shape(equation)[axis])
 
 
-def _transpose(equation, places):
-    return BatchAxis(equation.params["permutation"].index(places[0].axis), places[0].length)
+def _transpose(equation: Any, place: BatchAxis) -> BatchAxis:
+    return place.moved_to(equation.params["permutation"].index(place.axis))
 
 
-def _reduce(equation, place):
+def _reduce(equation: Any, place: BatchAxis) -> BatchAxis:
     axes = equation.params["axes"]
-    if place.axis in axes:
-        raise ExamplesAreMixedError("reduces over the batch axis")
-    return BatchAxis(place.axis - sum(axis < place.axis for axis in axes), place.length)
+    place = _stays_apart(place, place.axis in axes, "reduces over the batch axis")
+    return place.moved_to(place.axis - sum(axis < place.axis for axis in axes))
 
 
-def _along(equation, place, axis):
-    if place.axis == axis:
-        raise ExamplesAreMixedError("runs along the batch axis")
-    return place
+def _along(place: BatchAxis, axis: int) -> BatchAxis:
+    return _stays_apart(place, place.axis == axis, "runs along the batch axis")
 
 
-def _top_k(equation, places):
-    return _along(equation, places[0], len(_shape(equation)) - 1)
+def _top_k(equation: Any, place: BatchAxis) -> BatchAxis:
+    return _along(place, len(_shape(equation)) - 1)
 
 
-def _window(equation, place):
-    if equation.params["window_dimensions"][place.axis] != 1:
-        raise ExamplesAreMixedError("its window covers several examples")
-    return place
+def _window(equation: Any, place: BatchAxis) -> BatchAxis:
+    size = equation.params["window_dimensions"][place.axis]
+    return _stays_apart(place, size != 1, "its window covers several examples")
 
 
-def _whole(equation, place, is_whole: bool):
-    if not is_whole:
-        raise UnknownError("it takes some of the examples")
-    return place
+def _chosen(place: BatchAxis, positions: slice) -> BatchAxis:
+    """Some of the positions along the batch axis."""
+    _whole(place, place.length == 1)
+    return dataclasses.replace(place, examples=place.examples[positions])
 
 
-def _slice(equation, places):
-    place = places[0]
-    is_whole = equation.outvars[0].aval.shape[place.axis] == _shape(equation)[place.axis]
-    return _whole(equation, place, is_whole)
+def _slice(equation: Any, place: BatchAxis) -> BatchAxis:
+    if _output_shape(equation)[place.axis] == _shape(equation)[place.axis]:
+        return place
+    starts, stops = equation.params["start_indices"], equation.params["limit_indices"]
+    strides = equation.params["strides"]
+    step = 1 if strides is None else strides[place.axis]
+    return _chosen(place, slice(starts[place.axis], stops[place.axis], step))
 
 
-def _dynamic_slice(equation, places):
-    if places[0] is None or any(place is not None for place in places[1:]):
-        raise UnknownError("its indices depend on the examples")
-    return _slice(equation, places)
+def _reverse(equation: Any, place: BatchAxis) -> BatchAxis:
+    if place.axis not in equation.params["dimensions"]:
+        return place
+    return _chosen(place, slice(None, None, -1))
 
 
-def _pad(equation, places):
-    place = _common(places[:1])
-    return _whole(
-        equation, place, tuple(equation.params["padding_config"][place.axis]) == (0, 0, 0)
-    )
+def _split(equation: Any, place: BatchAxis) -> list[Place]:
+    sizes = equation.params["sizes"]
+    if equation.params["axis"] != place.axis:
+        return [place] * len(sizes)
+    stops = list(itertools.accumulate(map(int, sizes)))
+    return [_chosen(place, slice(a, b)) for a, b in itertools.pairwise([0, *stops])]
 
 
-def _reverse(equation, places):
-    return _whole(equation, places[0], places[0].axis not in equation.params["dimensions"])
-
-
-def _concatenate(equation, places):
+def _concatenate(equation: Any, places: Places) -> BatchAxis:
+    axis = equation.params["dimension"]
+    parts = [place for place in places if place is not None]
+    if len(parts) == len(places) and all(p.axis == axis and p.length == 1 for p in parts):
+        return BatchAxis(axis, tuple(itertools.chain.from_iterable(p.examples for p in parts)))
     place = _common(places)
-    return _whole(equation, place, equation.params["dimension"] != place.axis)
+    return _whole(place, place.axis != axis)
 
 
-def _split(equation, places):
-    return _whole(equation, places[0], equation.params["axis"] != places[0].axis)
+def _stack(equation: Any, places: Places) -> BatchAxis:
+    place = _common(places)
+    return place.moved_to(place.axis + (place.axis >= equation.params["axis"]))
 
 
-def _dot(equation, places):
+def _dynamic_slice(equation: Any, places: Places) -> BatchAxis:
+    place = places[0]
+    if place is None or any(index is not None for index in places[1:]):
+        raise UnknownError("its indices depend on the examples")
+    return _whole(place, _output_shape(equation)[place.axis] == _shape(equation)[place.axis])
+
+
+def _pad(equation: Any, places: Places) -> BatchAxis:
+    place = _common(places[:1])
+    return _whole(place, tuple(equation.params["padding_config"][place.axis]) == (0, 0, 0))
+
+
+def _dot(equation: Any, places: Places) -> BatchAxis:
     contracting, batch = equation.params["dimension_numbers"]
     found = []
     for side, place in enumerate(places):
         if place is None:
             continue
-        if place.axis in contracting[side]:
-            raise ExamplesAreMixedError("sums over the batch axis")
-        found.append(_dot_output_axis(equation, side, place, contracting, batch))
-    if len(found) == 2 and found[0] != found[1]:
+        _stays_apart(place, place.axis in contracting[side], "sums over the batch axis")
+        found.append(place.moved_to(_dot_output_axis(equation, side, place, contracting, batch)))
+    if len({place.axis for place in found}) == 2:
         raise ExamplesAreMixedError("multiplies every example with every other one")
-    return found[0]
+    return _common(found)
 
 
-def _dot_output_axis(equation, side, place, contracting, batch):
+def _dot_output_axis(
+    equation: Any, side: int, place: BatchAxis, contracting: Any, batch: Any
+) -> int:
     """Output axes: those of the batch, the free ones of the left side, those of the right side."""
     if place.axis in batch[side]:
-        return BatchAxis(tuple(batch[side]).index(place.axis), place.length)
+        return int(tuple(batch[side]).index(place.axis))
 
-    def free(side):
+    def free(side: int) -> list[int]:
         used = {*contracting[side], *batch[side]}
         return [axis for axis in range(len(_shape(equation, side))) if axis not in used]
 
     offset = len(batch[0]) + (len(free(0)) if side == 1 else 0)
-    return BatchAxis(offset + free(side).index(place.axis), place.length)
+    return offset + free(side).index(place.axis)
 
 
-def _convolution(equation, places):
+def _convolution(equation: Any, places: Places) -> BatchAxis:
     numbers = equation.params["dimension_numbers"]
     place, kernel_place = places
-    if kernel_place is not None or equation.params["batch_group_count"] != 1:
+    if place is None or kernel_place is not None or equation.params["batch_group_count"] != 1:
         raise UnknownError("its kernel depends on the examples")
-    if place.axis != numbers.lhs_spec[0]:
-        raise ExamplesAreMixedError("convolves along the batch axis")
-    return BatchAxis(numbers.out_spec[0], place.length)
+    is_along = place.axis != numbers.lhs_spec[0]
+    return _stays_apart(place, is_along, "convolves along the batch axis").moved_to(
+        numbers.out_spec[0]
+    )
 
 
-def _gather(equation, places):
+def _gather(equation: Any, places: Places) -> BatchAxis:
     numbers = equation.params["dimension_numbers"]
     operand, indices = places
-    rank = len(equation.outvars[0].aval.shape)
+    rank = len(_output_shape(equation))
     looked_up = [axis for axis in range(rank) if axis not in numbers.offset_dims]
-    found = set()
+    found: list[Place] = []
     if indices is not None:
-        found.add(BatchAxis(looked_up[indices.axis], indices.length))
+        found.append(indices.moved_to(looked_up[indices.axis]))
     if operand is not None:
-        found.add(_gather_operand(equation, operand, numbers, looked_up))
-    if len(found) > 1:
-        raise UnknownError("table and indices both depend on the examples")
-    return found.pop()
+        found.append(operand.moved_to(_gather_operand(equation, operand, numbers, looked_up)))
+    return _common(found)
 
 
-def _gather_operand(equation, place, numbers, looked_up):
+def _gather_operand(equation: Any, place: BatchAxis, numbers: Any, looked_up: list[int]) -> int:
     if place.axis in numbers.operand_batching_dims:
         pair = numbers.operand_batching_dims.index(place.axis)
-        return BatchAxis(looked_up[numbers.start_indices_batching_dims[pair]], place.length)
+        return looked_up[int(numbers.start_indices_batching_dims[pair])]
     is_whole = equation.params["slice_sizes"][place.axis] == _shape(equation)[place.axis]
     if place.axis in numbers.collapsed_slice_dims or not is_whole:
         raise UnknownError("it may pick other examples")
     removed = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     kept = [axis for axis in range(len(_shape(equation))) if axis not in removed]
-    return BatchAxis(numbers.offset_dims[kept.index(place.axis)], place.length)
+    return int(numbers.offset_dims[kept.index(place.axis)])
 
 
-_RULES = {
-    "broadcast_in_dim": _broadcast,
-    "transpose": _transpose,
-    "top_k": _top_k,
-    "slice": _slice,
-    "dynamic_slice": _dynamic_slice,
-    "pad": _pad,
-    "rev": _reverse,
+_RULES: dict[str, Callable[[Any, Places], BatchAxis]] = {
     "concatenate": _concatenate,
-    "split": _split,
-    "dot_general": _dot,
     "conv_general_dilated": _convolution,
+    "dot_general": _dot,
+    "dynamic_slice": _dynamic_slice,
     "gather": _gather,
+    "pad": _pad,
+    "stack": _stack,
+}
+# All inputs that depend on the examples have them in the same place.
+_RULES_FOR_ONE: dict[str, Callable[[Any, BatchAxis], BatchAxis]] = {
+    "broadcast_in_dim": _broadcast,
+    "expand_dims": _reshape,
+    "reduce_window": _window,
+    "reduce_window_max": _window,
+    "reduce_window_min": _window,
+    "reduce_window_sum": _window,
+    "reshape": _reshape,
+    "rev": _reverse,
+    "slice": _slice,
+    "squeeze": _reshape,
+    "top_k": _top_k,
+    "transpose": _transpose,
 }

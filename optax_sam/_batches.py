@@ -85,8 +85,9 @@ def shares(weights: jax.Array | None, count: int) -> jax.Array:
     The shares add up to 1, also where all weights are zero.
     """
     if weights is None:
-        return jnp.full((count,), 1 / count, jnp.float32)
-    dtype = jnp.promote_types(jnp.float32, jnp.result_type(weights))
+        return jnp.full((count,), 1 / count)
+    # float64 in its mode, whatever the weights are: the results of a float64 network are exact to it.
+    dtype = jnp.promote_types(jnp.result_type(float), jnp.result_type(weights))
     totals = jnp.sum(weights.astype(dtype), axis=tuple(range(1, weights.ndim)))
     total = jnp.sum(totals)
     return jnp.where(total == 0, 1 / count, totals / jnp.where(total == 0, 1, total))

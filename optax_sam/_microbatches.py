@@ -74,9 +74,11 @@ def _loss_and_aux_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
     directions = jax.tree.leaves(tangents[0], is_leaf=_is_zero)
     if not all(_is_zero(leaf) for leaf in jax.tree.leaves(tangents[1], is_leaf=_is_zero)):
         # Derivatives in the examples themselves: rare, and exact at the price of the batch's memory.
-        whole = objective.replace(microbatch_size=None)
+        def at_once(params: chex.ArrayTree, objective: "Objective") -> tuple[jax.Array, Any]:
+            return _split(objective, objective.replace(microbatch_size=None)(params))
+
         instantiated = jax.tree.map(_instantiate, tangents, is_leaf=_is_zero)
-        return jax.jvp(lambda p, o: _split(o, o(p)), (params, whole), instantiated)
+        return jax.jvp(at_once, primals, instantiated)
     leaves, treedef = jax.tree.flatten(params)
     active = [i for i, direction in enumerate(directions) if not _is_zero(direction)]
 

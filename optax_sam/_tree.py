@@ -5,11 +5,13 @@ Only inexact (floating) leaves take part: integer leaves, ``float0`` gradients a
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def is_floating(leaf: Any) -> bool:
@@ -33,25 +35,63 @@ def accumulation_dtype(tree: chex.ArrayTree) -> jnp.dtype:
     Half-precision leaves would overflow (float16) or lose bits (bfloat16) when squared.
     """
     wide = any(jnp.result_type(leaf) == jnp.float64 for leaf in floating_leaves(tree))
-    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+    dtype: jnp.dtype = jnp.dtype(jnp.float64 if wide else jnp.float32)
+    return dtype
 
 
-def dot(left: chex.ArrayTree, right: chex.ArrayTree) -> jax.Array:
-    """The inner product over all floating leaves, accumulated in at least float32."""
+def dot(left: chex.ArrayTree, right: chex.ArrayTree, factor: jax.Array | None = None) -> jax.Array:
+    """The inner product over all floating leaves, accumulated in at least float32.
+
+    ``factor`` multiplies ``right`` before the products, which could overflow or vanish without it.
+    """
     dtype = accumulation_dtype(left)
-    products = [
-        jnp.sum(a.astype(dtype) * b.astype(dtype))
-        for a, b in zip(floating_leaves(left), floating_leaves(right), strict=True)
-    ]
+    products = []
+    for a, b in zip(floating_leaves(left), floating_leaves(right), strict=True):
+        b = b.astype(dtype) if factor is None else b.astype(dtype) * factor
+        products.append(jnp.sum(a.astype(dtype) * b))
     return sum(products, jnp.zeros([], dtype))
 
 
 def norm(tree: chex.ArrayTree) -> jax.Array:
-    """The global 2-norm, accumulated in at least float32, with derivative 0 (not NaN) at 0."""
-    squared = dot(tree, tree)
+    """The global 2-norm, accumulated in at least float32, with derivative 0 (not NaN) at 0.
+
+    It is right wherever the norm itself is a number of that dtype. NaN is passed on.
+    """
+    length: jax.Array = _norm(floating_leaves(tree))
+    return length
+
+
+@jax.jit  # so that a tree is traced once however often its norm is taken
+def _norm(leaves: list[jax.Array]) -> jax.Array:
+    dtype = accumulation_dtype(leaves)
+    limits = np.finfo(dtype)
+    squared = _sum_of_squares(jnp.ones([], dtype), leaves)
+    # Above the lower bound, squares too small for the dtype are less than the sum's rounding error.
+    lower_bound = max(size(leaves), 1) * float(limits.tiny) / float(limits.eps)
+    is_exact = (squared >= lower_bound) & (squared <= limits.max)
+    large = 2.0 ** (limits.maxexp // 2)
+    factor = jnp.where(squared < 1, large, 1 / large).astype(dtype)
+    factor = jnp.where(is_exact, 1, factor)
+    # A second pass over all leaves, taken only where the first one left the dtype's range.
+    squared = jax.lax.cond(is_exact, _keep, _recompute, squared, factor, leaves)
     is_zero = squared == 0
     # The inner `where` keeps the infinite slope of the square root at 0 out of the derivative.
-    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squared)))
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squared))) / factor
+
+
+def _sum_of_squares(factor: jax.Array, leaves: list[jax.Array]) -> jax.Array:
+    squares = [jnp.sum(jnp.square(leaf.astype(factor.dtype) * factor)) for leaf in leaves]
+    return sum(squares, jnp.zeros([], factor.dtype))
+
+
+def _keep(squared: jax.Array, factor: jax.Array, leaves: list[jax.Array]) -> jax.Array:
+    del factor, leaves
+    return squared
+
+
+def _recompute(squared: jax.Array, factor: jax.Array, leaves: list[jax.Array]) -> jax.Array:
+    del squared
+    return _sum_of_squares(factor, leaves)
 
 
 def divide_or_zero(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
@@ -65,10 +105,12 @@ def scale(tree: chex.ArrayTree, factor: jax.Array) -> chex.ArrayTree:
     return map_floating(lambda leaf: leaf.astype(factor.dtype) * factor, tree)
 
 
-def map_floating(function, tree: chex.ArrayTree, *rest: chex.ArrayTree) -> chex.ArrayTree:
+def map_floating(
+    function: Callable[..., jax.Array], tree: chex.ArrayTree, *rest: chex.ArrayTree
+) -> chex.ArrayTree:
     """Like ``jax.tree.map`` on the floating leaves; keeps the dtype and leaves the others alone."""
 
-    def one(leaf, *others):
+    def one(leaf: Any, *others: Any) -> Any:
         if not is_floating(leaf):
             return leaf
         return function(leaf, *others).astype(jnp.result_type(leaf))
@@ -93,16 +135,25 @@ def linear(
     )
 
 
+def as_arrays(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """The tree with arrays in place of Python floats."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, tree)
+
+
 def as_gradients(gradients: chex.ArrayTree, params: chex.ArrayTree) -> chex.ArrayTree:
     """Gradients that an optimizer can take: zeros for the leaves that have none.
 
     Differentiation gives ``float0`` for integer leaves, with which nothing can be computed.
     """
 
-    def one(gradient, param):
+    def one(gradient: Any, param: Any) -> jax.Array:
         dtype = jnp.result_type(param)
         # Not zeros_like: under shard_map that would inherit the mark of a varying parameter.
-        return gradient.astype(dtype) if is_floating(param) else jnp.zeros(jnp.shape(param), dtype)
+        return (
+            jnp.asarray(gradient).astype(dtype)
+            if is_floating(param)
+            else jnp.zeros(jnp.shape(param), dtype)
+        )
 
     return jax.tree.map(one, gradients, params)
 

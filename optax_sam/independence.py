@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import chex
 import jax
 
-from optax_sam import _batch_axis as batch_axis
-from optax_sam import _jaxprs
+from optax_sam import _batch_axis, _jaxprs
 from optax_sam._batch_axis import BatchAxis
 
 if TYPE_CHECKING:
@@ -33,11 +32,10 @@ class _Unknown:
 
 Place = BatchAxis | _Unknown | None
 
-
 _PER_EXAMPLE = (
-    "A perturbation per example needs a loss per example, so replace BatchNorm in batch mode by "
-    "GroupNorm or LayerNorm (or run it with its stored statistics), or use groups of several "
-    "examples."
+    "A perturbation per example needs a loss per example: mix examples (mixup) before they become "
+    "inputs, replace BatchNorm in batch mode by GroupNorm or LayerNorm (or run it with its stored "
+    "statistics), or use groups of several examples."
 )
 
 
@@ -47,8 +45,8 @@ def check_independence(
     """Refuses a network whose loss for one example depends on the others.
 
     What cannot be followed is let through: an operation without a rule (a custom kernel, a scatter),
-    a loop over the examples. The returned text says so. A loss that is deliberately defined over
-    pairs of examples is refused like BatchNorm.
+    a permutation by an array of indices, a loop over the examples. The returned text says so. A loss
+    that is deliberately defined over pairs of examples is refused like BatchNorm.
 
     Args:
       objective: the objective, with its full batch.
@@ -71,12 +69,15 @@ def check_independence(
 
     examples = (objective.inputs, objective.labels)
     jaxpr = _jaxprs.without_dead_code(jax.make_jaxpr(losses)(params, examples))
+    batch_axis = BatchAxis(0, tuple(range(objective.batch_size)))
     places: list[Place] = [None] * len(jax.tree.leaves(params))
-    places += [BatchAxis(0)] * len(jax.tree.leaves(examples))
+    places += [batch_axis] * len(jax.tree.leaves(examples))
     try:
         (place,) = _follow(jaxpr, places)
     except _MixedError as error:
         raise ValueError(f"{error} {remedy} {_MAP_OVER_EXAMPLES}") from None
+    if isinstance(place, BatchAxis) and sorted(place.examples) != list(batch_axis.examples):
+        return "the losses are not those of all examples"
     return place.reason if isinstance(place, _Unknown) else "proved"
 
 
@@ -84,10 +85,8 @@ def warn_if_unproved(argument: str, answer: str) -> None:
     """Warns where :func:`check_independence` could not prove that the examples stay apart."""
     if answer != "proved":
         warnings.warn(
-            f"{argument} needs examples that do not influence each other, which could not be "
-            "proved: "
-            f"{answer}. If they are mixed (mixup inside the network, x[0], a loop over examples), "
-            "the "
+            f"{argument} needs examples that do not influence each other, which could not be proved: "
+            f"{answer}. If they are mixed (mixup inside the network, x[0], a loop over examples), the "
             f"result is wrong. {_MAP_OVER_EXAMPLES}",
             stacklevel=2,
         )
@@ -113,7 +112,7 @@ def _follow(jaxpr: Any, places: Sequence[Place]) -> list[Place]:
     return [None if hasattr(atom, "val") else known.get(atom) for atom in program.outvars]
 
 
-def _outputs(equation, places: Sequence[Any]) -> list[Any]:
+def _outputs(equation: Any, places: Sequence[Any]) -> list[Any]:
     count = len(equation.outvars)
     if all(place is None for place in places):
         return [None] * count
@@ -123,25 +122,25 @@ def _outputs(equation, places: Sequence[Any]) -> list[Any]:
     name = equation.primitive.name
     try:
         if name in _CALLS:
-            return _follow(_jaxprs.inner_jaxprs(equation)[0][1], places)
+            return _follow(_jaxprs.called(equation), places)
         if name == "cond":
             return _follow_branches(equation, places)
         if name == "scan":
             return _follow_scan(equation, places)
-        return batch_axis.place(equation, places)
-    except batch_axis.UnknownError as error:
+        return _batch_axis.place(equation, places)
+    except _batch_axis.UnknownError as error:
         return [_Unknown(f"`{name}` at {_jaxprs.source_line(equation)}: {error}")] * count
-    except batch_axis.ExamplesAreMixedError as error:
+    except _batch_axis.ExamplesAreMixedError as error:
         raise _MixedError(
             f"the examples of the batch are not independent: `{name}` at "
             f"{_jaxprs.source_line(equation)} {error}."
         ) from None
 
 
-def _follow_branches(equation, places):
+def _follow_branches(equation: Any, places: Sequence[Place]) -> list[Place]:
     predicate, *operands = places
     if predicate is not None:
-        raise batch_axis.UnknownError("the branch depends on the examples")
+        raise _batch_axis.UnknownError("the branch depends on the examples")
     branches = [_follow(branch, operands) for branch in equation.params["branches"]]
     return [_join(candidates) for candidates in zip(*branches, strict=True)]
 
@@ -152,11 +151,11 @@ def _join(candidates: Sequence[Place]) -> Place:
     if unknown:
         return unknown[0]
     if len(found) > 1:
-        return _Unknown("branches leave the examples along different axes")
+        return _Unknown("it leaves the examples along different axes, or in another order")
     return found.pop() if found else None
 
 
-def _follow_scan(equation, places):
+def _follow_scan(equation: Any, places: Sequence[Place]) -> list[Place]:
     """Repeats the body until the carry's batch axes are settled; a loop over examples is unknown."""
     count, carried = _jaxprs.scan_split(equation)
     constants, carry = list(places[:count]), list(places[count : count + carried])
@@ -174,9 +173,9 @@ def _step_of(place: Place) -> Place:
     if not isinstance(place, BatchAxis):
         return place
     if place.axis == 0:
-        raise batch_axis.UnknownError("it loops over the examples")
-    return BatchAxis(place.axis - 1, place.length)
+        raise _batch_axis.UnknownError("it loops over the examples")
+    return place.moved_to(place.axis - 1)
 
 
 def _stack_of(place: Place) -> Place:
-    return BatchAxis(place.axis + 1, place.length) if isinstance(place, BatchAxis) else place
+    return place.moved_to(place.axis + 1) if isinstance(place, BatchAxis) else place

@@ -28,8 +28,10 @@ from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
 import optax
 
 from optax_sam._axes import AxisName
+from optax_sam._checks import check_bool
 from optax_sam._hyperparameters import check_integer, check_number
 from optax_sam._masks import MaskOrFunction
+from optax_sam._stages import as_stage
 from optax_sam.combinations import (
     down_weight,
     extrapolate,
@@ -120,8 +122,13 @@ def _compose(
             "gives "
             "each group its own, has no meaning. Leave it out."
         )
-    own, users = combination, given.pop("combination", None)
-    combination = optax.chain(own, users) if own is not None and users is not None else own or users
+    users = given.pop("combination", None)
+    if users is not None:
+        users = as_stage("combination", users)
+    if otherwise is not None:  # what the user adds acts on the steps in between, too
+        otherwise = _chain(otherwise, users)
+    else:
+        combination = _chain(combination, users)
     condition = {
         name: given.pop(name, None) for name in ("every_k", "start_step", "stop_step", "when")
     }
@@ -131,6 +138,15 @@ def _compose(
     if all(value is None for value in condition.values()):
         return method
     return sometimes(method, otherwise=otherwise, axis_name=given.get("axis_name"), **condition)
+
+
+def _chain(
+    own: optax.GradientTransformation | None, users: optax.GradientTransformation | None
+) -> optax.GradientTransformation | None:
+    """The user's combination behind the method's own, if there are both."""
+    if own is None or users is None:
+        return own or users
+    return optax.chain(as_stage("combination", own), as_stage("combination", users))
 
 
 P = ParamSpec("P")
@@ -217,9 +233,10 @@ def asam(
       ValueError: if ``rho`` or ``eta`` is a negative number.
 
     Example:
-      >>> import optax, optax_sam
-      >>> is_kernel = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-      >>> tx = optax.chain(optax_sam.asam(rho=0.5, scale_mask=is_kernel), optax.sgd(0.1))
+      >>> import jax, optax, optax_sam
+      >>> is_no_bias = lambda params: jax.tree_util.tree_map_with_path(
+      ...     lambda path, _: "bias" not in jax.tree_util.keystr(path), params)
+      >>> tx = optax.chain(optax_sam.asam(rho=0.5, scale_mask=is_no_bias), optax.sgd(0.1))
 
     References:
       Kwon et al., ASAM, ICML 2021, arXiv 2102.11600, equation (6); code SamsungLabs/ASAM.
@@ -405,15 +422,20 @@ def ncsam(
     """
     warmup_steps = 0 if warmup_steps is None else warmup_steps
     check_integer("warmup_steps", warmup_steps, minimum=0)
+    check_bool("projection", projection)
     if warmup not in ("sgd", "sam"):
         raise ValueError(f"warmup must be 'sgd' or 'sam', got {warmup!r}.")
     skipped = warmup_steps if warmup == "sgd" else 0
     if options.setdefault("start_step", skipped or None) != (skipped or None):
-        raise ValueError("ncsam takes warmup_steps in place of start_step.")
+        raise ValueError(
+            f"start_step={options['start_step']} is warmup_steps in ncsam: pass that instead."
+        )
     strength: optax.ScalarOrSchedule = kappa
-    every_k = options.get("every_k") or 1
+    every_k = options.get("every_k")
+    every_k = 1 if every_k is None else check_integer("every_k", every_k, minimum=1)
     check_number("kappa", kappa, minimum=0)
     if total_steps is not None:
+        check_integer("total_steps", total_steps, minimum=1)
         if warmup_steps >= total_steps:
             raise ValueError(
                 f"warmup_steps={warmup_steps} leaves none of total_steps={total_steps} for the "

@@ -246,6 +246,45 @@ class TestDecomposition:
         )
         np.testing.assert_allclose(direction, new + 0.7 * 5 / np.linalg.norm(v) * v, rtol=1e-5)
 
+    @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
+    @pytest.mark.parametrize(
+        "stage",
+        [optax_sam.subtract_orthogonal(0.3), optax_sam.reuse_orthogonal()],
+        ids=["gsam", "looksam"],
+    )
+    def test_large_and_small_gradients_are_split_alike(self, stage, size):
+        """The products of the gradients leave the range of float32, their directions do not."""
+        clean, perturbed = jnp.array([1.0, 2.0, 2.0]), jnp.array([2.0, 0.0, 1.0])
+
+        def directions(size):
+            g, h = {"a": clean * size}, {"a": perturbed * size}
+            first, state = stage.update(h, stage.init(g), clean_grads=g, is_ascent_step=True)
+            second, _ = stage.update(g, state, clean_grads=g, is_ascent_step=False)
+            return jnp.stack([first["a"], second["a"]]) / size
+
+        np.testing.assert_allclose(directions(size), directions(1.0), rtol=1e-5)
+
+    def test_looksam_does_not_blow_up_rounding(self):
+        """Where g' is parallel to g, what is left beside g is rounding: the step between is SGD's."""
+        clean = jax.random.normal(jax.random.key(0), (1000,))
+        stage = optax_sam.reuse_orthogonal(0.7)
+        for perturbed in (clean, 0.3 * clean, -1.7 * clean):
+            _, state = stage.update(
+                perturbed, stage.init(clean), clean_grads=clean, is_ascent_step=True
+            )
+            direction, _ = stage.update(clean, state, clean_grads=clean, is_ascent_step=False)
+            np.testing.assert_array_equal(direction, clean)
+
+    def test_looksam_keeps_a_small_part_that_is_no_rounding(self):
+        clean = jnp.zeros(1000).at[0].set(1.0)
+        perturbed = clean.at[1].set(1e-5)
+        stage = optax_sam.reuse_orthogonal(0.7)
+        _, state = stage.update(
+            perturbed, stage.init(clean), clean_grads=clean, is_ascent_step=True
+        )
+        direction, _ = stage.update(clean, state, clean_grads=clean, is_ascent_step=False)
+        np.testing.assert_allclose(direction, clean.at[1].set(0.7), rtol=1e-5)
+
     def test_looksam_refuses_a_negative_alpha(self):
         with pytest.raises(ValueError, match=r"alpha must lie in \[0, inf\), got -1"):
             optax_sam.reuse_orthogonal(-1)

@@ -69,6 +69,67 @@ def test_derivative_of_the_norm():
     assert np.isnan(_tree.norm(jnp.array([jnp.nan, 1.0])))
 
 
+RANGE = [1e-36, 1e-30, 1e-20, 1e-10, 1.0, 1e10, 1e20, 1e30, 1e36]
+
+
+@pytest.mark.parametrize("size", RANGE)
+def test_the_norm_is_right_over_the_range_of_float32(size):
+    """Squares alone leave the range below 1e-19 and above 1e19."""
+    tree = {"a": jnp.array([3.0, 0.0]) * size, "b": jnp.array([[-4.0]]) * size}
+    np.testing.assert_allclose(_tree.norm(tree), 5 * size, rtol=1e-6)
+    slope = jax.grad(_tree.norm)(tree)
+    np.testing.assert_allclose(slope["a"], [0.6, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(slope["b"], [[-0.8]], rtol=1e-6)
+
+
+def test_the_norm_keeps_small_coordinates_beside_none_that_is_large():
+    """Half of the squares are below the smallest float32, though their sum is not."""
+    tree = {"a": jnp.concatenate([jnp.full(10**6, 1e-20), jnp.full(100, 1e-18)])}
+    np.testing.assert_allclose(_tree.norm(tree), 1.4142136e-17, rtol=1e-5)
+
+
+def test_what_is_no_number_is_passed_on():
+    for bad in (jnp.nan, jnp.inf, -jnp.inf):
+        result = float(_tree.norm({"a": jnp.array([1.0, bad])}))
+        assert np.isnan(result) if np.isnan(bad) else result == np.inf
+    assert float(_tree.norm({"a": jnp.zeros(3)})) == 0
+
+
+@pytest.mark.parametrize("exponent", [-290, -160, 160, 290])
+def test_the_norm_is_right_over_the_range_of_float64(x64, exponent):
+    tree = {"a": jnp.array([3.0, 4.0]) * 10.0**exponent}
+    np.testing.assert_allclose(_tree.norm(tree), 5 * 10.0**exponent, rtol=1e-12)
+
+
+def test_the_norm_under_the_transformations_of_jax():
+    rows = jnp.array([[3e-30, 4e-30], [3.0, 4.0], [3e30, 4e30], [0.0, 0.0]])
+    expected = [5e-30, 5.0, 5e30, 0.0]
+    np.testing.assert_allclose(jax.vmap(_tree.norm)(rows), expected, rtol=1e-6)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    for check_vma in (True, False):
+        mapped = jax.shard_map(
+            lambda row: _tree.norm(row)[None],
+            mesh=mesh,
+            in_specs=jax.P("data"),
+            out_specs=jax.P("data"),
+            check_vma=check_vma,
+        )
+        np.testing.assert_allclose(jax.jit(mapped)(rows), expected, rtol=1e-6)
+
+
+def test_the_second_pass_of_the_norm_is_skipped_and_shared():
+    """Two norms of the same tree are one conditional, whose branch runs only outside of the range."""
+    text = jax.jit(lambda x: (_tree.norm(x), 2 * _tree.norm(x))).lower(jnp.ones(7)).compile()
+    assert text.as_text().count(" conditional(") == 1
+
+
+def test_the_factor_of_dot():
+    large = {"a": jnp.array([3e30, 4e30])}
+    factor = jnp.array(0.2e-30)
+    np.testing.assert_allclose(_tree.dot(large, large, factor), 5e30, rtol=1e-6)
+    assert float(_tree.dot(large, large)) == np.inf
+
+
 def test_divide_or_zero():
     def divide(numerator, denominator):
         return float(_tree.divide_or_zero(jnp.array(numerator), jnp.array(denominator)))

@@ -147,11 +147,11 @@ class TestWeights:
         assert_exact(actual, groups_by_hand(name, mlp_parameters(), *batch(kind), size))
 
     def test_groups_differentiated_by_themselves(self):
-        """The path of every other perturbation; ASAM with η = 1 on zero weights is SAM."""
+        """The path of every other perturbation."""
         tx = optax_sam.sharpness_aware(
             optax.chain(optax.trace(0.5), optax_sam.normalized(RHO)), group_size=2
         )
-        with pytest.warns(UserWarning, match="the stage remembers gradients"):
+        with pytest.warns(UserWarning, match="group_size=2 differentiates every group by itself"):
             actual, state = direction_of(tx, *batch("per token"))
         assert_exact(actual, groups_by_hand("sam", mlp_parameters(), *batch("per token"), 2))
         # The state kept of the groups is their weighted mean: the gradient of the batch.

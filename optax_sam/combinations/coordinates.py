@@ -1,5 +1,8 @@
 """The SANER paper's ablations: SAM on some sets of coordinates, SGD on the others."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -45,15 +48,22 @@ def restrict_to_coordinates(
         check_number("ratio_epsilon", ratio_epsilon, minimum=0)
     letters = set(sets.lower())
 
-    def init(params):
+    def init(params: optax.Params) -> optax.OptState:
         del params
         return optax.EmptyState()
 
-    def update(updates, state, params=None, *, clean_grads=None, **extra_args):
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        clean_grads: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra_args
-        require_clean_gradients(clean_grads, "restrict_to_coordinates")
+        clean_grads = require_clean_gradients(clean_grads, updates, "restrict_to_coordinates")
 
-        def choose(perturbed, clean):
+        def choose(perturbed: jax.Array, clean: jax.Array) -> jax.Array:
             masks = coordinate_sets(clean, perturbed, ratio_epsilon)._asdict()
             keep = jnp.zeros(perturbed.shape, bool)
             for letter in letters:

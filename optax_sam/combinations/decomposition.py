@@ -1,12 +1,15 @@
 """Combinations that split one gradient along the other: GSAM and LookSAM."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_sam import _tree
+from optax_sam._checks import check_like
 from optax_sam._hyperparameters import Hyperparameter, check_number
 from optax_sam.combinations.down_weighting import require_clean_gradients
 
@@ -14,9 +17,9 @@ from optax_sam.combinations.down_weighting import require_clean_gradients
 def orthogonal_part(vector: chex.ArrayTree, direction: chex.ArrayTree) -> chex.ArrayTree:
     """The part of ``vector`` orthogonal to ``direction``; all of it where the direction is zero."""
     length = _tree.norm(direction)
-    # Divided by the norm twice, not once by its square, which would vanish or overflow earlier.
-    along = _tree.divide_or_zero(_tree.dot(vector, direction), length)
-    coefficient = _tree.divide_or_zero(along, length)
+    # Divided by the norm twice, not once by its square, which would vanish or overflow.
+    inverse = _tree.divide_or_zero(jnp.ones_like(length), length)
+    coefficient = _tree.dot(vector, direction, inverse) * inverse
     return _tree.linear(jnp.ones_like(coefficient), vector, -coefficient, direction)
 
 
@@ -50,13 +53,20 @@ def subtract_orthogonal(alpha: optax.ScalarOrSchedule) -> optax.GradientTransfor
     """
     amount = Hyperparameter("alpha", alpha)
 
-    def init(params):
+    def init(params: optax.Params) -> optax.OptState:
         del params
         return amount.init()
 
-    def update(updates, state, params=None, *, clean_grads=None, **extra_args):
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        clean_grads: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra_args
-        require_clean_gradients(clean_grads, "subtract_orthogonal")
+        clean_grads = require_clean_gradients(clean_grads, updates, "subtract_orthogonal")
         alpha, state = amount.read(state, _tree.accumulation_dtype(updates))
         orthogonal = orthogonal_part(clean_grads, updates)
         return _tree.linear(jnp.ones_like(alpha), updates, -alpha, orthogonal), state
@@ -90,8 +100,8 @@ def reuse_orthogonal(
       norm_epsilon: at least 0, added to ‖v‖; ``1e-8`` in pytorch_optimizer.
 
     Returns:
-      An ``optax.GradientTransformationExtraArgs`` for the argument ``reuse`` of
-      :func:`optax_sam.sharpness_aware`. Its ``update`` needs ``clean_grads`` and ``is_ascent_step``.
+      An ``optax.GradientTransformationExtraArgs`` for the argument ``otherwise`` of
+      :func:`optax_sam.sometimes`. Its ``update`` needs ``clean_grads`` and ``is_ascent_step``.
 
     Raises:
       ValueError: if ``alpha`` or ``norm_epsilon`` is a negative number.
@@ -112,12 +122,33 @@ def reuse_orthogonal(
     amount = Hyperparameter("alpha", alpha, minimum=0)
     check_number("norm_epsilon", norm_epsilon, minimum=0)
 
-    def init(params):
+    def init(params: optax.Params) -> ReuseOrthogonalState:
         return ReuseOrthogonalState(orthogonal=_tree.zeros_like(params), alpha=amount.init())
 
-    def update(updates, state, params=None, *, clean_grads=None, is_ascent_step=None, **extra_args):
+    def update(
+        updates: optax.Updates,
+        state: ReuseOrthogonalState,
+        params: optax.Params | None = None,
+        *,
+        clean_grads: optax.Updates | None = None,
+        is_ascent_step: bool | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ReuseOrthogonalState]:
         del params, extra_args
-        require_clean_gradients(clean_grads, "reuse_orthogonal")
+        clean_grads = require_clean_gradients(clean_grads, updates, "reuse_orthogonal")
+        if is_ascent_step is None or isinstance(is_ascent_step, jax.core.Tracer):
+            raise TypeError(
+                "reuse_orthogonal must know whether this step has a second gradient, got "
+                f"is_ascent_step={is_ascent_step!r}. Pass a Python bool, or use it as otherwise= "
+                "of optax_sam.sometimes, which does."
+            )
+        check_like(
+            "the orthogonal part in the state",
+            state.orthogonal,
+            updates,
+            of="updates",
+            remedy="Make the state with tx.init(params) of the same params.",
+        )
         alpha, alpha_state = amount.read(state.alpha, _tree.accumulation_dtype(updates))
         if is_ascent_step:
             orthogonal = _zero_if_rounding(orthogonal_part(updates, clean_grads), updates)
@@ -139,5 +170,5 @@ def _zero_if_rounding(part: chex.ArrayTree, whole: chex.ArrayTree) -> chex.Array
     LookSAM would scale it up to the length of the gradient.
     """
     length = _tree.norm(part)
-    rounding = 16 * jnp.finfo(length.dtype).eps * _tree.norm(whole)
+    rounding = 16 * float(np.finfo(length.dtype).eps) * _tree.norm(whole)
     return _tree.scale(part, jnp.where(length <= rounding, 0, jnp.ones_like(length)))

@@ -1,12 +1,14 @@
 """The shares of the SANER paper's three sets of coordinates."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from optax_sam import _tree
+from optax_sam._checks import kinds
+from optax_sam._hyperparameters import check_number
 from optax_sam.combinations._coordinates import coordinate_sets
 
 
@@ -40,7 +42,8 @@ def coordinate_shares(
       :class:`CoordinateShares`.
 
     Raises:
-      ValueError: if the trees have no floating coordinate.
+      ValueError: if the trees do not match in structure, shapes or dtypes of their leaves, or have no
+        floating coordinate.
 
     Example:
       >>> import jax.numpy as jnp
@@ -52,12 +55,41 @@ def coordinate_shares(
     References:
       Luong et al., arXiv 2411.17132, section 4.
     """
+    if ratio_epsilon is not None:
+        check_number("ratio_epsilon", ratio_epsilon, minimum=0)
+    _check_match(clean_grads, perturbed_grads)
     size = _tree.size(clean_grads)
     if size == 0:
-        raise ValueError("the gradients have no floating coordinate.")
+        raise ValueError(
+            f"clean_grads must have floating coordinates, got {kinds(clean_grads)}. Pass the "
+            "gradients of the parameters."
+        )
     pairs = zip(
         _tree.floating_leaves(clean_grads), _tree.floating_leaves(perturbed_grads), strict=True
     )
     sets = [coordinate_sets(clean, perturbed, ratio_epsilon) for clean, perturbed in pairs]
     a, b, c = (sum(jnp.sum(mask) for mask in masks) for masks in zip(*sets, strict=True))
     return CoordinateShares(jnp.asarray(a / size), jnp.asarray(b / size), jnp.asarray(c / size))
+
+
+def _check_match(clean_grads: chex.ArrayTree, perturbed_grads: chex.ArrayTree) -> None:
+    clean_structure: Any = jax.tree.structure(clean_grads)
+    perturbed_structure: Any = jax.tree.structure(perturbed_grads)
+    if clean_structure != perturbed_structure:
+        raise ValueError(
+            f"clean_grads and perturbed_grads have different structures: {clean_structure} and "
+            f"{perturbed_structure}. Both are gradients of the same parameters."
+        )
+    leaves = zip(
+        jax.tree_util.tree_leaves_with_path(clean_grads),
+        jax.tree.leaves(perturbed_grads),
+        strict=True,
+    )
+    for (path, clean), perturbed in leaves:
+        place = jax.tree_util.keystr(path) or "the gradient"
+        for what, of in (("shape", jnp.shape), ("dtype", jnp.result_type)):
+            if of(clean) != of(perturbed):
+                raise ValueError(
+                    f"{place} has {what} {of(clean)} in clean_grads, {of(perturbed)} in "
+                    "perturbed_grads. Both are gradients of the same parameters."
+                )

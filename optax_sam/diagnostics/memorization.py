@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
 
 class Memorization(NamedTuple):
@@ -21,10 +23,10 @@ class Memorization(NamedTuple):
 
 
 def memorization(
-    logits: jax.Array,
-    noisy_labels: jax.Array,
-    changed: jax.Array,
-    true_labels: jax.Array | None = None,
+    logits: ArrayLike,
+    noisy_labels: ArrayLike,
+    changed: ArrayLike,
+    true_labels: ArrayLike | None = None,
 ) -> Memorization:
     """Accuracies on the wrongly and on the correctly labelled training examples.
 
@@ -37,6 +39,10 @@ def memorization(
     Returns:
       :class:`Memorization`.
 
+    Raises:
+      ValueError: if a shape does not fit, or a concrete label is outside of the classes.
+      TypeError: if the labels are not integers, ``changed`` not bools, or the logits not real.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from optax_sam.diagnostics import memorization
@@ -48,13 +54,47 @@ def memorization(
     References:
       Luong et al., arXiv 2411.17132, section 3, plot the accuracies on noisy and on clean examples.
     """
+    logits, changed = jnp.asarray(logits), jnp.asarray(changed)
+    if logits.ndim != 2:
+        raise ValueError(f"logits must have shape (n, classes), got {logits.shape}.")
+    if not (
+        jnp.issubdtype(logits.dtype, jnp.floating) or jnp.issubdtype(logits.dtype, jnp.integer)
+    ):
+        raise TypeError(f"logits must be real numbers, got dtype {logits.dtype}.")
+    size, classes = logits.shape
+    _check_shape("changed", changed, size, "")
+    if changed.dtype != jnp.bool_:
+        raise TypeError(
+            f"changed must be bools, got dtype {changed.dtype}. Pass changed.astype(bool), or "
+            "noisy_labels != true_labels."
+        )
     predictions = jnp.argmax(logits, axis=-1)
-    follows_label = predictions == noisy_labels
+    follows_label = predictions == _labels("noisy_labels", noisy_labels, size, classes)
 
-    def share(hits, among):
+    def share(hits: jax.Array, among: jax.Array) -> jax.Array:
         return jnp.sum(hits & among) / jnp.sum(among)
 
-    recovered = (
-        jnp.asarray(jnp.nan) if true_labels is None else share(predictions == true_labels, changed)
-    )
+    recovered = jnp.asarray(jnp.nan)
+    if true_labels is not None:
+        is_true = predictions == _labels("true_labels", true_labels, size, classes)
+        recovered = share(is_true, changed)
     return Memorization(share(follows_label, changed), recovered, share(follows_label, ~changed))
+
+
+def _labels(name: str, labels: ArrayLike, size: int, classes: int) -> jax.Array:
+    labels = jnp.asarray(labels)
+    _check_shape(name, labels, size, " For one-hot labels take their argmax.")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, got dtype {labels.dtype}.")
+    if not isinstance(labels, jax.core.Tracer) and size:
+        values = np.asarray(labels)
+        if values.min() < 0 or values.max() >= classes:
+            raise ValueError(
+                f"{name} must lie in [0, {classes}), got values from {values.min()} to {values.max()}."
+            )
+    return labels
+
+
+def _check_shape(name: str, array: jax.Array, size: int, remedy: str) -> None:
+    if array.shape != (size,):
+        raise ValueError(f"{name} must have shape ({size},), got {array.shape}.{remedy}")

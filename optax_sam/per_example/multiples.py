@@ -3,14 +3,14 @@ r"""Perturbations that are multiples of the gradient: :math:`\epsilon_l = c_l \,
 The fast path for groups never forms a group's gradient where it can do without; it knows the squared
 norms :math:`\lVert g_l \rVert^2` of its leaves. That is enough for a first stage whose perturbation of
 each leaf is a multiple of the leaf's gradient, with a factor that follows from these norms:
-``normalized``, and all that optax chains, scales, clips or partitions around it. Whether a stage is of
-this kind is read off its own traced program, so no wrapper can hide it: the program is evaluated with
-:class:`Multiple` in place of the gradients.
+``normalized``, and all that optax chains, scales, clips by a norm or partitions around it. Whether a
+stage is of this kind is read off its own traced program, so no wrapper can hide it: the program is
+evaluated with :class:`Multiple` in place of the gradients.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,15 +18,16 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _jaxprs, _tree
+from optax_sam.objectives import Objective
 
 
 class NotAMultipleError(Exception):
-    """The perturbation of a leaf is no multiple of the leaf's gradient; says why."""
+    """A perturbation is no multiple of the gradient; the message goes on after "the first stage"."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Multiple:
-    """``factor * gradient of a leaf``, elementwise."""
+    """``factor * gradient of a leaf``, elementwise, in the order of the leaf's elements."""
 
     leaf: int
     factor: jax.Array
@@ -34,10 +35,14 @@ class Multiple:
 
 @dataclasses.dataclass(frozen=True)
 class Square:
-    """``factor * (gradient of a leaf)²``, elementwise."""
+    """``factor * other * (gradient of a leaf)²``, elementwise.
+
+    The factors stay apart: their product may overflow where the sum of squares does not.
+    """
 
     leaf: int
     factor: jax.Array
+    other: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +66,10 @@ class Number:
     array: jax.Array
 
 
+_OfGradient = Multiple | Square
+_Marked = Multiple | Square | Repeated | Number
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Multiples:
@@ -69,32 +78,45 @@ class Multiples:
     Attributes:
       constants: arrays that the program closes over (ρ, step counts, parameters).
       program: the traced ``update`` of the stage.
-      floating: which leaves are floating.
+      leaves: shape and dtype of the parameters' leaves.
     """
 
     constants: list[Any]
     program: Any = dataclasses.field(metadata={"static": True})
-    floating: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
+    leaves: tuple[jax.ShapeDtypeStruct, ...] = dataclasses.field(metadata={"static": True})
 
     def __call__(self, squared_norms: Sequence[jax.Array]) -> tuple[list[jax.Array], list[Any]]:
         """``(a factor per leaf, leaves of the stage's next state)``; see :func:`multiples_of`."""
-        dtype = squared_norms[0].dtype
-        opened, _ = _jaxprs.open_and_constants(self.program)
-        shapes = [variable.aval.shape for variable in opened.invars]
+        dtype = _tree.accumulation_dtype(self.leaves)
+        floating = [_tree.is_floating(leaf) for leaf in self.leaves]
         gradients = [
-            Multiple(index, jnp.ones([], dtype)) if is_floating else jnp.zeros(shape, jnp.int32)
-            for index, (is_floating, shape) in enumerate(zip(self.floating, shapes, strict=True))
+            Multiple(index, jnp.ones([], dtype)) if floats else jnp.zeros(leaf.shape, leaf.dtype)
+            for index, (leaf, floats) in enumerate(zip(self.leaves, floating, strict=True))
         ]
         evaluator = _Evaluator(list(squared_norms))
         outputs = evaluator.run(self.program, gradients, self.constants)
-        count = len(self.floating)
         factors = [
-            _factor(output, index, dtype) if is_floating else jnp.zeros([], dtype)
-            for index, (output, is_floating) in enumerate(
-                zip(outputs[:count], self.floating, strict=True)
-            )
+            _factor(output, index, dtype) if floats else jnp.zeros([], dtype)
+            for index, (output, floats) in enumerate(zip(outputs, floating, strict=False))
         ]
-        return factors, [_independent(output) for output in outputs[count:]]
+        return factors, [_independent(output) for output in outputs[len(self.leaves) :]]
+
+
+class _OfGroup(Objective):
+    """Stands for the loss and the logits of a group: a stage may not look at them."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __getattribute__(self, name: str) -> Any:
+        raise NotAMultipleError("evaluates the loss, of which every group has its own")
+
+    def __call__(self, params: Any) -> Any:
+        """As :meth:`__getattribute__`."""
+        return self.apply_fn
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.apply_fn
 
 
 def multiples_of(
@@ -105,10 +127,20 @@ def multiples_of(
 ) -> tuple[Multiples, optax.OptState]:
     """The factors of a first stage, and its state after the step.
 
+    Args:
+      stage: the first stage.
+      state: its state.
+      params: the parameters w.
+      extra_args: further arguments of its ``update``; loss and logits are replaced by objects that
+        refuse to be looked at.
+
     Raises:
       NotAMultipleError: if its perturbation is something else.
     """
+    logits = None if extra_args.get("logits") is None else _OfGroup()
+    extra_args = extra_args | {"loss_fn": _OfGroup(), "logits": logits}
     leaves, treedef = jax.tree.flatten(params)
+    types = tuple(_type_of(leaf) for leaf in leaves)
     structure: list[Any] = []
 
     def update(gradients: list[jax.Array]) -> list[Any]:
@@ -118,24 +150,25 @@ def multiples_of(
         structure.append(state_treedef)
         return [*jax.tree.leaves(epsilon), *state_leaves]
 
-    multiples = _traced(update, [jnp.asarray(leaf) for leaf in leaves])
-    dtype = _tree.accumulation_dtype(params)
-    _, new_leaves = multiples([jnp.ones([], dtype)] * len(leaves))
+    program = _jaxprs.without_dead_code(jax.make_jaxpr(update)(list(types)))
+    _, constants = _jaxprs.open_and_constants(program)
+    multiples = Multiples(list(constants), program, types)
+    ones = [jnp.ones([], _tree.accumulation_dtype(params))] * len(leaves)
+    _, new_leaves = multiples(ones)
     return multiples, jax.tree.unflatten(structure[-1], new_leaves)
 
 
-def _traced(update: Callable[[list[jax.Array]], list[Any]], leaves: Sequence[jax.Array]) -> Multiples:
-    types = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    program = _jaxprs.without_dead_code(jax.make_jaxpr(update)(types))
-    _, constants = _jaxprs.open_and_constants(program)
-    return Multiples(list(constants), program, tuple(_tree.is_floating(leaf) for leaf in leaves))
+def _type_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))  # type: ignore[no-untyped-call]
 
 
 def _factor(output: Any, leaf: int, dtype: Any) -> jax.Array:
-    if isinstance(output, Repeated) and _is_zero(output.number):
+    if _is_zero(output):
         return jnp.zeros([], dtype)
-    if not isinstance(output, Multiple) or output.leaf != leaf:
-        raise NotAMultipleError("it does not come from the gradient of the same parameter alone")
+    if not isinstance(output, Multiple):
+        raise NotAMultipleError("perturbs along something else than the group's own gradient")
+    if output.leaf != leaf:
+        raise NotAMultipleError("perturbs a parameter along the gradient of another one")
     return output.factor.astype(dtype)
 
 
@@ -143,16 +176,26 @@ def _independent(output: Any) -> Any:
     """A part of the state: it must be the same for all groups."""
     if isinstance(output, Repeated) and not output.depends:
         return output.array
-    if isinstance(output, Multiple | Square | Repeated | Number):
-        raise NotAMultipleError("the stage remembers gradients of earlier steps")
+    if isinstance(output, _Marked):
+        raise NotAMultipleError(
+            "has a state that depends on the gradients (a moving average, momentum), of which there is "
+            "one for all groups"
+        )
     return output
 
 
-def _is_zero(number: Any) -> bool:
-    return not isinstance(number, jax.core.Tracer) and float(number) == 0
-
-
-_SAME = {"convert_element_type", "copy", "copy_p", "reduce_precision", "optimization_barrier"}
+_SAME = {
+    "convert_element_type",
+    "copy",
+    "copy_p",
+    "expand_dims",
+    "optimization_barrier",
+    "reduce_precision",
+    "reshape",
+    "squeeze",
+}
+# What is done to every element, of constants that optax makes of zeros.
+_OF_EACH = {"convert_element_type", "integer_pow", "neg", "square"}
 _CALLS = _jaxprs.CALLS | _jaxprs.REMATERIALIZATION | _jaxprs.CUSTOM_DERIVATIVES
 
 
@@ -169,114 +212,176 @@ class _Evaluator:
         return _jaxprs.evaluate(program, arguments, self.equation, constants)
 
     def equation(self, equation: Any, values: Sequence[Any]) -> list[Any]:
+        """The outputs of an equation."""
         name = equation.primitive.name
-        if name in _CALLS and any(_is_marked(value) for value in values):
-            return self.run(_jaxprs.inner_jaxprs(equation)[0][1], values)
-        if name == "broadcast_in_dim":
+        if not any(isinstance(value, _Marked) for value in values):
+            repeated = _repeat(equation, values[0]) if name == "broadcast_in_dim" else None
+            return _unmarked(equation, values) if repeated is None else [repeated]
+        if name in _CALLS:
+            return self.run(_jaxprs.called(equation), values)
+        if name == "cond":
+            return self.branches(equation, values)
+        if name == "broadcast_in_dim" and not isinstance(values[0], _OfGradient):
             repeated = _repeat(equation, values[0])
             if repeated is not None:
                 return [repeated]
-        if any(isinstance(value, Multiple | Square) for value in values):
-            return [self.of_gradient(name, equation, values)]
-        depends = any(isinstance(v, Number) or (isinstance(v, Repeated) and v.depends) for v in values)
-        plain = [value.array if isinstance(value, Number | Repeated) else value for value in values]
-        outputs = _jaxprs.bind(equation, plain)
+        if name in _OF_EACH and isinstance(values[0], Repeated):
+            (number,) = _unmarked(equation, [values[0].number])
+            return [dataclasses.replace(values[0], number=number)]
+        if any(isinstance(value, _OfGradient) for value in values):
+            output = self.of_gradient(equation, values)
+            if output is None:
+                raise NotAMultipleError(_why_not(equation))
+            return [output]
+        depends = any(_depends(value) for value in values)
+        outputs = _jaxprs.bind(equation, [_plain(value) for value in values])
         return [Number(output) for output in outputs] if depends else outputs
 
-    def of_gradient(self, name: str, equation: Any, values: Sequence[Any]) -> Any:
-        """The output of an equation with at least one value that comes from gradients."""
-        first = values[0]
-        if name in _SAME and isinstance(first, Multiple | Square):
+    def of_gradient(self, equation: Any, values: Sequence[Any]) -> Any:
+        """The output of an equation with a value that comes from gradients; None if it has no name."""
+        name, first = equation.primitive.name, values[0]
+        if name in _SAME:
             return first
-        if name == "neg" and isinstance(first, Multiple | Square):
+        if name == "neg":
             return dataclasses.replace(first, factor=-first.factor)
         if name in ("mul", "div"):
-            product = self.product(name, *values)
-            if product is not None:
-                return product
+            return _product(name, *values)
         if name == "square" or (name == "integer_pow" and equation.params["y"] == 2):
-            return self.product("mul", first, first) if isinstance(first, Multiple) else self.refuse(equation)
-        if name in ("add", "sub", "add_any") and _same_leaf(values):
-            sign = -1 if name == "sub" else 1
-            return Multiple(first.leaf, first.factor + sign * values[1].factor)
-        if name == "reduce_sum" and isinstance(first, Square):
-            if len(equation.params["axes"]) == len(equation.invars[0].aval.shape):
-                return Number(self.norm(first, equation))
-        if name == "dot_general" and _same_leaf(values) and equation.outvars[0].aval.shape == ():
-            return Number(self.norm(self.product("mul", *values), equation))
+            return _product("mul", first, first)
+        if name in ("add", "sub", "add_any"):
+            return _sum(first, values[1], -1 if name == "sub" else 1)
+        if name == "reduce_sum" and equation.outvars[0].aval.shape == ():
+            return self.norm(first, equation)
+        if name == "dot_general" and equation.outvars[0].aval.shape == ():
+            return self.norm(_product("mul", *values), equation)
         if name == "select_n":
-            chosen = self.select(values)
-            if chosen is not None:
-                return chosen
-        return self.refuse(equation)
+            return _select(values[0], values[1:])
+        return None
 
-    def refuse(self, equation: Any) -> Any:
-        raise NotAMultipleError(
-            f"`{equation.primitive.name}` at {_jaxprs.source_line(equation)} makes it something else than a "
-            "multiple of the gradient"
-        )
-
-    def norm(self, square: Square, equation: Any) -> jax.Array:
-        total = square.factor * self.squared_norms[square.leaf]
-        return total.astype(equation.outvars[0].aval.dtype)
-
-    def product(self, name: str, left: Any, right: Any) -> Any:
-        if isinstance(left, Multiple) and isinstance(right, Multiple):
-            if name == "mul" and left.leaf == right.leaf:
-                return Square(left.leaf, left.factor * right.factor)
+    def norm(self, square: Any, equation: Any) -> Number | None:
+        if not isinstance(square, Square):
             return None
-        if name == "mul" and isinstance(right, Multiple | Square):
-            left, right = right, left
-        number = _number(right)
-        if not isinstance(left, Multiple | Square) or number is None:
-            return None
-        number = number.astype(left.factor.dtype)
-        factor = left.factor * number if name == "mul" else left.factor / number
-        return dataclasses.replace(left, factor=factor)
+        total = square.factor * self.squared_norms[square.leaf] * square.other
+        return Number(total.astype(equation.outvars[0].aval.dtype))
 
-    def select(self, values: Sequence[Any]) -> Any:
-        which, *cases = values
-        predicate = _number(which)
-        leaves = {case.leaf for case in cases if isinstance(case, Multiple)}
-        if predicate is None or len(leaves) != 1:
-            return None
-        factors = []
-        for case in cases:
-            if isinstance(case, Multiple):
-                factors.append(case.factor)
-            elif isinstance(case, Repeated) and _is_zero(case.number):
-                factors.append(jnp.zeros([], jnp.float32))
-            else:
-                return None
-        dtype = jnp.result_type(*factors)
-        factors = [factor.astype(dtype) for factor in factors]
-        return Multiple(leaves.pop(), jax.lax.select_n(predicate, *factors))
+    def branches(self, equation: Any, values: Sequence[Any]) -> list[Any]:
+        """The outputs of a ``cond``; its branches cost next to nothing, so all are evaluated."""
+        which, *operands = values
+        outputs = [self.run(branch, operands) for branch in equation.params["branches"]]
+        chosen = [_select(which, cases) for cases in zip(*outputs, strict=True)]
+        if any(value is None for value in chosen):
+            raise NotAMultipleError(_why_not(equation))
+        return chosen
 
 
-def _is_marked(value: Any) -> bool:
-    return isinstance(value, Multiple | Square | Repeated | Number)
+def _unmarked(equation: Any, values: Sequence[Any]) -> list[Any]:
+    """The outputs of an equation that has nothing to do with gradients."""
+    if equation.primitive.name in _OF_EACH and not isinstance(values[0], jax.core.Tracer):
+        with jax.ensure_compile_time_eval():  # a zero stays known as such under jit
+            return _jaxprs.bind(equation, values)
+    return _jaxprs.bind(equation, values)
 
 
-def _same_leaf(values: Sequence[Any]) -> bool:
-    return (
-        all(isinstance(value, Multiple) for value in values)
-        and len({value.leaf for value in values}) == 1
-    )
+def _why_not(equation: Any) -> str:
+    name = equation.primitive.name
+    if name in ("mul", "div"):
+        what = "gives every coordinate of the gradient a factor of its own"
+    elif name in ("add", "sub", "add_any"):
+        what = "adds something to the gradient (a moving average, parameters, noise)"
+    elif name.startswith(("reduce_", "arg", "dot_general", "cum")):
+        what = f"needs more of a gradient than its norm (`{name}`)"
+    elif name in ("select_n", "cond"):
+        what = "chooses between the gradient and something else"
+    else:
+        what = f"applies `{name}` to the gradient"
+    line = _jaxprs.source_line(equation)  # none inside of JAX's own functions
+    return f"{what}, at {line}" if line else what
+
+
+def _product(name: str, left: Any, right: Any) -> _OfGradient | None:
+    if isinstance(left, Multiple) and isinstance(right, Multiple):
+        if name == "mul" and left.leaf == right.leaf:
+            return Square(left.leaf, left.factor, right.factor)
+        return None
+    if name == "mul" and isinstance(right, _OfGradient):
+        left, right = right, left
+    number = _number(right)
+    if not isinstance(left, _OfGradient) or number is None:
+        return None
+    number = number.astype(left.factor.dtype)
+    factor = left.factor * number if name == "mul" else left.factor / number
+    return dataclasses.replace(left, factor=factor)
+
+
+def _sum(left: Any, right: Any, sign: int) -> _OfGradient | None:
+    if _is_zero(right):
+        right = dataclasses.replace(left, factor=jnp.zeros_like(left.factor))
+    if _is_zero(left):
+        left = dataclasses.replace(right, factor=jnp.zeros_like(right.factor))
+    if type(left) is not type(right) or left.leaf != right.leaf:
+        return None
+    if isinstance(left, Square):
+        total = left.factor * left.other + sign * right.factor * right.other
+        return Square(left.leaf, total, jnp.ones_like(total))
+    return Multiple(left.leaf, left.factor + sign * right.factor)
+
+
+def _select(which: Any, cases: Sequence[Any]) -> Any:
+    """The chosen case, if it is a multiple of one gradient in all of them, or none depends on one."""
+    predicate = _number(which)
+    if not any(isinstance(case, _OfGradient) for case in cases):
+        chosen = jax.lax.select_n(_plain(which), *map(_plain, cases))
+        return Number(chosen) if any(map(_depends, (which, *cases))) else chosen
+    multiples = [case for case in cases if isinstance(case, Multiple)]
+    leaves = {case.leaf for case in multiples}
+    if (
+        predicate is None
+        or len(leaves) != 1
+        or not all(isinstance(case, Multiple) or _is_zero(case) for case in cases)
+    ):
+        return None
+    dtype = jnp.result_type(*(case.factor for case in multiples))
+    factors = [
+        case.factor.astype(dtype) if isinstance(case, Multiple) else jnp.zeros([], dtype)
+        for case in cases
+    ]
+    return Multiple(leaves.pop(), jax.lax.select_n(predicate, *factors))
+
+
+def _depends(value: Any) -> bool:
+    """Whether a value depends on the norms of gradients."""
+    return isinstance(value, Number) or (isinstance(value, Repeated) and value.depends)
+
+
+def _plain(value: Any) -> Any:
+    return value.array if isinstance(value, Number | Repeated) else value
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether it is known while tracing that a value is zero everywhere."""
+    if not isinstance(value, Repeated) or isinstance(value.number, jax.core.Tracer):
+        return False
+    return float(value.number) == 0
 
 
 def _number(value: Any) -> jax.Array | None:
     """The scalar that a value is in each of its elements, if it is one."""
     if isinstance(value, Repeated):
         return value.number
-    array = value.array if isinstance(value, Number) else value
-    if isinstance(array, Multiple | Square) or math.prod(jnp.shape(array)) != 1:
+    if isinstance(value, _OfGradient) or math.prod(jnp.shape(_plain(value))) != 1:
         return None
-    return jnp.reshape(jnp.asarray(array), ())
+    return _scalar(_plain(value))
+
+
+def _scalar(array: Any) -> jax.Array:
+    if isinstance(array, jax.core.Tracer):
+        return jnp.reshape(array, ())
+    with jax.ensure_compile_time_eval():  # a zero stays known as such under jit
+        return jnp.reshape(jnp.asarray(array), ())
 
 
 def _repeat(equation: Any, value: Any) -> Repeated | None:
-    number = _number(value) if not isinstance(value, Multiple | Square) else None
-    if number is None:
+    if math.prod(jnp.shape(_plain(value))) != 1:
         return None
-    depends = isinstance(value, Number) or (isinstance(value, Repeated) and value.depends)
-    return Repeated(number, equation.outvars[0].aval.shape, depends)
+    number = value.number if isinstance(value, Repeated) else _scalar(_plain(value))
+    return Repeated(number, equation.outvars[0].aval.shape, _depends(value))

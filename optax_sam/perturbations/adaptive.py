@@ -1,6 +1,7 @@
 """The perturbation of ASAM."""
 
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _tree
+from optax_sam._checks import check_like
 from optax_sam._hyperparameters import Hyperparameter, check_number
 from optax_sam._masks import Mask, resolve_mask
 
@@ -48,18 +50,24 @@ def adaptive(
     radius = Hyperparameter("rho", rho, minimum=0)
     check_number("eta", eta, minimum=0)
 
-    def init(params):
+    def init(params: optax.Params) -> optax.OptState:
         del params
         return radius.init()
 
-    def update(updates, state, params=None):
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
-            raise ValueError("adaptive(...) needs the parameters: call update(..., params=params).")
+            raise ValueError(
+                "adaptive(...) needs the parameters, but params is None: call "
+                "update(updates, state, params)."
+            )
+        check_like("updates", updates, params, of="params", remedy="Pass gradients in params.")
         dtype = _tree.accumulation_dtype(updates)
         scaled = resolve_mask("scale_mask", scale_mask, params)
         offset = jnp.asarray(eta).astype(dtype)
 
-        def stretch(gradient, param, is_scaled):
+        def stretch(gradient: Any, param: jax.Array, is_scaled: bool) -> Any:
             if not is_scaled or not _tree.is_floating(gradient):
                 return gradient
             return (jnp.abs(param.astype(dtype)) + offset) * gradient.astype(dtype)

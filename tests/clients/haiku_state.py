@@ -6,6 +6,7 @@ import optax
 
 import optax_sam
 from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 from tests.problems import examples
 
 STEPS = 3
@@ -26,7 +27,7 @@ def loss_fn(params, state, key, x, y):
 
 
 def with_library():
-    tx = optax.chain(optax_sam.sam(by_hand.RHO), optimizer)
+    tx = optax.chain(optax_sam.sam(rho=RHO), optimizer)
 
     @jax.jit
     def update(params, state, opt_state, key, x, y):
@@ -51,7 +52,7 @@ def with_sam_by_hand():
 
 
 def train(update, tx):
-    params, state = network.init(jax.random.key(0), inputs)
+    params, state = jax.jit(network.init)(jax.random.key(0), inputs)
     opt_state, losses = tx.init(params), []
     for step in range(STEPS):
         key = jax.random.fold_in(jax.random.key(1), step)

@@ -5,11 +5,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
 import optax_sam.linen
 from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 from tests.problems import examples
 
 DEVICES = 2
@@ -33,7 +34,7 @@ inputs, labels = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), ex
 
 
 def create_train_state(tx):
-    variables = model.init(jax.random.key(0), inputs[0])
+    variables = jax.jit(model.init)(jax.random.key(0), inputs[0])
     return TrainState.create(
         apply_fn=model.apply,
         params=variables["params"],
@@ -61,9 +62,9 @@ def train_step(state, x, y):
 
 
 def with_library():
-    tx = optax.chain(optax_sam.sam(by_hand.RHO, axis_name="batch"), optimizer)
+    tx = optax.chain(optax_sam.sam(rho=RHO, axis_name="batch"), optimizer)
     state = create_train_state(tx)
-    state = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * DEVICES), state)
+    state = jax.tree.map(lambda x: np.stack([x] * DEVICES), state)
     losses = []
     for _ in range(STEPS):
         state, loss = train_step(state, inputs, labels)
@@ -76,7 +77,7 @@ def with_sam_by_hand():
     """On one device: the mean of both halves' losses, each with statistics of its own."""
     state = create_train_state(optimizer)
     params, opt_state = state.params, state.opt_state
-    batch_stats = jax.tree.map(lambda x: jnp.stack([x] * DEVICES), state.batch_stats)
+    batch_stats = jax.tree.map(lambda x: np.stack([x] * DEVICES), state.batch_stats)
 
     def loss_fn(params, batch_stats):
         halves = jax.vmap(loss_of, in_axes=(None, 0, 0, 0))

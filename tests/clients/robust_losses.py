@@ -7,16 +7,18 @@ targets are a moving average of the network's own predictions.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import optax_sam
 from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 from tests.problems import apply_mlp, examples, mlp_parameters
 
 STEPS = 2
 optimizer = optax.sgd(0.1, momentum=0.9)
 inputs, labels = examples()
-soft_labels = jax.nn.one_hot(labels, 3)
+soft_labels = np.eye(3, dtype=np.float32)[labels]
 
 
 def generalized_cross_entropy(logits, labels, q=0.7):
@@ -47,15 +49,15 @@ LOSSES = {
     "generalized cross-entropy": (generalized_cross_entropy, inputs, labels),
     "symmetric cross-entropy": (symmetric_cross_entropy, inputs, labels),
     "label smoothing": (
-        optax.softmax_cross_entropy, inputs, optax.smooth_labels(soft_labels, 0.1),
+        optax.softmax_cross_entropy, inputs, 0.9 * soft_labels + 0.1 / 3,
     ),
     "mixup": (optax.softmax_cross_entropy, *mixed),
-    "early learning": (early_learning, inputs, (labels, jnp.full((8, 3), 1 / 3))),
+    "early learning": (early_learning, inputs, (labels, np.full((8, 3), 1 / 3, np.float32))),
 }  # fmt: skip
 
 
 def with_library():
-    tx = optax.chain(optax_sam.sam(by_hand.RHO), optimizer)
+    tx = optax.chain(optax_sam.sam(rho=RHO), optimizer)
 
     def step(loss, params, opt_state, x, y):
         objective = optax_sam.Objective(apply_mlp, x, y, loss)
@@ -63,7 +65,7 @@ def with_library():
         updates, opt_state = tx.update(grads, opt_state, params, loss_fn=objective)
         return optax.apply_updates(params, updates), opt_state, (value, objective.logits(params))
 
-    return {name: train(step, tx, *problem) for name, problem in LOSSES.items()}
+    return train(step, tx)
 
 
 def with_sam_by_hand():
@@ -76,16 +78,26 @@ def with_sam_by_hand():
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
-    return {name: train(step, optimizer, *problem) for name, problem in LOSSES.items()}
+    return train(step, optimizer)
 
 
-def train(step, tx, loss, x, y):
-    step = jax.jit(step, static_argnums=0)
-    params, records = mlp_parameters(), []
-    opt_state = tx.init(params)
+def train(step, tx):
+    @jax.jit
+    def train_step(params, opt_states, labels):
+        """One step with every loss."""
+        new, records = {}, {}
+        for name, (loss, x, _) in LOSSES.items():
+            y = labels[name]
+            *new[name], (records[name], logits) = step(loss, params[name], opt_states[name], x, y)
+            if name == "early learning":  # from the clean pass
+                labels = labels | {name: (y[0], new_targets(y[1], logits))}
+        params, opt_states = ({name: pair[i] for name, pair in new.items()} for i in (0, 1))
+        return params, opt_states, labels, records
+
+    params, records = dict.fromkeys(LOSSES, mlp_parameters()), []
+    opt_states = {name: tx.init(params[name]) for name in LOSSES}
+    labels = {name: y for name, (_, _, y) in LOSSES.items()}
     for _ in range(STEPS):
-        params, opt_state, (value, logits) = step(loss, params, opt_state, x, y)
-        records.append(value)
-        if isinstance(y, tuple):  # from the clean pass
-            y = y[0], new_targets(y[1], logits)
-    return params, records, y
+        params, opt_states, labels, record = train_step(params, opt_states, labels)
+        records.append(record)
+    return params, records, labels

@@ -1,5 +1,7 @@
 """A transformer whose parameters are sharded over all devices, with a weight per token (padding)."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import optax_sam
 from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 
 STEPS = 3
 VOCABULARY, WIDTH, LENGTH, BATCH = 12, 8, 6, 8
@@ -44,7 +47,7 @@ def shard(tree):
 
 
 def with_library():
-    tx = optax.chain(optax_sam.sam(by_hand.RHO), optimizer)
+    tx = optax.chain(optax_sam.sam(rho=RHO), optimizer)
 
     @jax.jit
     def train_step(params, opt_state, x, y, weights):
@@ -53,8 +56,8 @@ def with_library():
         updates, opt_state = tx.update(grads, opt_state, params, loss_fn=loss_fn)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    params = shard(model.init(jax.random.key(1), inputs))
-    return train(train_step, tx, params, shard((inputs, targets, weights)))
+    batch = shard((inputs, targets, weights))
+    return train(train_step, tx, shard(initial_params()), batch)
 
 
 def with_sam_by_hand():
@@ -71,8 +74,12 @@ def with_sam_by_hand():
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    params = model.init(jax.random.key(1), inputs)
-    return train(step, optimizer, params, (inputs, targets, weights))
+    return train(step, optimizer, initial_params(), (inputs, targets, weights))
+
+
+@functools.cache
+def initial_params():
+    return jax.jit(model.init)(jax.random.key(1), inputs)
 
 
 def train(train_step, tx, params, batch):

@@ -13,12 +13,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from optax_sam import Objective
-from optax_sam.per_example import explain, per_example_gradient, walk
+import optax_sam
+from optax_sam import Objective, _jaxprs
+from optax_sam._jaxprs import CannotFollowError
 from optax_sam.independence import check_independence
+from optax_sam.per_example import per_example_gradient, walk
 from tests.per_example.networks import NETWORKS, example_inputs, problem
 from tests.per_example.test_equality import as_tuple, assert_close, compile_quickly, fast, naive
 from tests.references import per_example as reference
+
+
+def explain(objective, params, **options):
+    return optax_sam.explain(optax_sam.sam(0.1, **{"group_size": 1} | options), objective, params)
 
 
 class BatchNormCNN(nn.Module):
@@ -63,7 +69,6 @@ def test_batch_norm_mixes_the_examples_of_each_group(x64):
         for function in (per_example_gradient, reference.per_example_gradient)
     )
     assert_close(as_tuple(ours), theirs)
-    assert "not needed" in explain(pairs, params, group_size=2)
 
 
 def test_accepts_batch_norm_with_stored_statistics():
@@ -76,6 +81,15 @@ def test_independence_is_proved(name):
     assert check_independence(*problem(name)) == "proved"
 
 
+def zero_carry(p, x):
+    """The examples enter the carry, which starts from zeros, in the first round only."""
+
+    def body(carry, _):
+        return carry - carry.mean(0) + x @ p, None
+
+    return jax.lax.scan(body, jnp.zeros((4, 3)), None, 3)[0]
+
+
 MIXERS = {
     "attention over the batch": lambda p, x: jax.nn.softmax((x @ p) @ (x @ p).T) @ x @ p,
     "mean over a merged axis": lambda p, x: (x @ p) - (x @ p).reshape(-1).mean(),
@@ -84,10 +98,19 @@ MIXERS = {
     "inside jit": lambda p, x: jax.jit(lambda z: z - z.mean(0))(x @ p),
     "inside remat": lambda p, x: jax.checkpoint(lambda z: z - z.mean(0))(x @ p),
     "inside scan": lambda p, x: jax.lax.scan(lambda z, _: (z - z.mean(0), None), x @ p, None, 2)[0],
+    "inside scan with a zero carry": zero_carry,
     "inside custom_jvp": lambda p, x: jax.nn.relu(x @ p) / jax.nn.relu(x @ p).max(0),
     "convolution along the batch": lambda p, x: (
         jax.lax.conv_general_dilated((x @ p).T[None], jnp.ones((3, 3, 3)), (1,), "SAME")[0].T
     ),
+    "mixup by roll": lambda p, x: (0.7 * x + 0.3 * jnp.roll(x, 1, axis=0)) @ p,
+    "mixup by flip": lambda p, x: (0.7 * x + 0.3 * jnp.flip(x, axis=0)) @ p,
+    "reversed beside the labels": lambda p, x: (x @ p)[::-1],
+    "halves swapped": lambda p, x: jnp.concatenate([x[2:], x[:2]]) @ p,
+    "parts of split swapped": lambda p, x: jnp.concatenate(jnp.split(x, 2)[::-1]) @ p,
+    "the first example": lambda p, x: (x - x[0]) @ p,
+    "the first example, kept as a row": lambda p, x: (x - x[:1]) @ p,
+    "every second example": lambda p, x: (x + jnp.concatenate([x[::2]] * 2)) @ p,
 }
 
 
@@ -98,12 +121,45 @@ def test_refuses_what_mixes_examples(name):
         check_independence(objective, jnp.ones((2, 3)))
 
 
-def test_what_cannot_be_followed_is_let_through_and_reported():
-    def apply(params, x):
-        return jnp.zeros((4, 3)).at[jnp.arange(4)].set(x @ params)
+INDEPENDENT = {
+    "reversed twice": lambda p, x: (x[::-1] @ p)[::-1],
+    "rolled back": lambda p, x: jnp.roll(jnp.roll(x, 1, axis=0) @ p, -1, axis=0),
+    "cut and joined": lambda p, x: jnp.concatenate([x[:1] @ p, x[1:] @ p]),
+    "flipped features": lambda p, x: jnp.flip(x, axis=1) @ p,
+    "stacked features": lambda p, x: jnp.stack([x, x * x]).sum(0) @ p,
+    "sum over the other half of a merged axis": lambda p, x: (
+        (x @ p).reshape(-1).reshape(4, 3) - (x @ p).sum(1, keepdims=True)
+    ),
+}
 
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_proves_what_keeps_them_apart(name):
+    objective = Objective(INDEPENDENT[name], jnp.ones((4, 2)), jnp.arange(4) % 3)
+    assert check_independence(objective, jnp.ones((2, 3))) == "proved"
+
+
+UNKNOWN = {
+    "scatter": (
+        "no rule for `scatter`",
+        lambda p, x: jnp.zeros((len(x), 3)).at[jnp.arange(len(x))].set(x @ p),
+    ),
+    "permutation": ("may pick other examples", lambda p, x: x[jnp.arange(len(x))[::-1]] @ p),
+    "loop over the examples": (
+        "loops over the examples",
+        lambda p, x: jax.lax.scan(lambda s, row: (s + row, (s + row) @ p), jnp.zeros(2), x)[1],
+    ),
+    "sum over the first example": ("one of the examples", lambda p, x: x[0].sum() + x @ p),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_cannot_be_followed_is_let_through_with_a_warning(name):
+    reason, apply = UNKNOWN[name]
     objective = Objective(apply, jnp.ones((4, 2)), jnp.arange(4) % 3)
-    assert "scatter" in check_independence(objective, jnp.ones((2, 3)))
+    assert reason in check_independence(objective, jnp.ones((2, 3)))
+    with pytest.warns(UserWarning, match=f"group_size=1 needs examples that do not.*{reason}"):
+        jax.eval_shape(lambda p: per_example_gradient(objective, p, 0.1), jnp.ones((2, 3)))
 
 
 def test_the_escape_named_in_the_refusal_works():
@@ -129,18 +185,42 @@ def test_one_trace():
     assert len(traces) == 2  # on one example, and on the batch to see whether examples mix
 
 
-def test_falls_back_with_a_warning(monkeypatch, x64):
-    objective, params = problem("MLP")
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_cannot_be_followed_falls_back_with_a_warning(size, monkeypatch, x64):
+    objective, params = problem("MLP", batch=4)
 
+    def unknown(*_):
+        raise CannotFollowError("a form from the future")
+
+    monkeypatch.setattr(walk, "_site_position", unknown)
+    function = functools.partial(per_example_gradient, group_size=size)
+    expected = "cannot follow this network.*3 to 25 times as long: a form from the future"
+    with pytest.warns(UserWarning, match=expected):
+        result = compile_quickly(function)(objective, params, 0.2)
+    plain = functools.partial(reference.per_example_gradient, group_size=size)
+    assert_close(as_tuple(result), compile_quickly(plain)(objective, params, 0.2))
+    tx = optax_sam.sam(0.2, group_size=size)
+    with pytest.warns(UserWarning, match=expected):
+        jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, loss_fn=objective), params)
+    assert "not followed:    a form from the future" in explain(objective, params, group_size=size)
+
+
+def test_bugs_of_our_own_come_up(monkeypatch):
     def broken(*_):
-        raise NotImplementedError("a primitive from the future")
+        raise TypeError("a bug")
 
-    monkeypatch.setattr(walk, "_apply_linear", broken)
-    monkeypatch.setattr(walk, "_site_position", lambda *_: None)
-    monkeypatch.setattr(walk, "_stays_real", broken)
-    with pytest.warns(UserWarning, match="a primitive from the future"):
-        result = per_example_gradient(objective, params, 0.2)
-    assert_close(as_tuple(result), naive(objective, params, 0.2))
+    monkeypatch.setattr(walk, "_site_position", broken)
+    objective, params = problem("MLP")
+    with pytest.raises(TypeError, match="a bug"):
+        jax.eval_shape(lambda p: per_example_gradient(objective, p, 0.2), params)
+
+
+def test_a_parameter_of_an_equation_that_jax_has_renamed():
+    (equation,) = jax.make_jaxpr(jnp.sin)(1.0).eqns
+    with pytest.raises(CannotFollowError, match=r"JAX .* writes `sin` in a form.*without 'ft_in'"):
+        _jaxprs.parameter(equation, "ft_in")
+    with pytest.raises(CannotFollowError, match="`sin` holds 0 programs"):
+        _jaxprs.called(equation)
 
 
 def test_explain_names_every_leaf_and_reason():
@@ -162,12 +242,10 @@ def test_explain_names_every_leaf_and_reason():
     assert "used 3 times" in text
     text = explain(*problem("few positions", batch=8), group_size=4)
     assert re.search(r"dense \(T=8, K=32, O=16\) +own kernel", text)
-    assert "examples at once: 8 of 8" in text
-    assert "one after the other" not in text
-    text = explain(*problem("few positions", batch=16), group_size=16)
-    assert "one after the other: the methods do that" in text
+    assert "at once:         8 of 8" in text
     objective, params = problem("MLP")
-    assert explain(objective, params, mask=False).count("not perturbed") == 4
+    mask = {"Dense_0": True, "Dense_1": False}
+    assert explain(objective, params, mask=mask).count("not perturbed") == 2
 
 
 def test_dropout_keys_as_inputs_give_masks_per_example(x64):
@@ -270,8 +348,8 @@ def test_shard_map_gives_the_gradient_of_each_shard(x64):
 
     def local(params, inputs, labels):
         params = jax.lax.pcast(params, ("data",), to="varying")
-        shard = objective.replace(inputs=inputs, labels=labels)
-        gradients = per_example_gradient(shard, params, 0.1, chunk_size=2).gradients
+        shard = objective.replace(inputs=inputs, labels=labels, microbatch_size=2)
+        gradients = per_example_gradient(shard, params, 0.1).gradients
         return jax.lax.pmean(gradients, "data")
 
     mapped = jax.shard_map(
@@ -286,10 +364,8 @@ def test_shard_map_gives_the_gradient_of_each_shard(x64):
     ("arguments", "error", "message"),
     [
         ({"evaluation": "half"}, ValueError, "evaluation must be one of"),
-        ({"chunk_size": 0}, ValueError, "chunk_size"),
         ({"group_size": 0}, ValueError, "group_size must be at least 1, got 0"),
-        ({"group_size": 2}, ValueError, "groups of 2 examples do not divide a batch of 5"),
-        ({"chunk_size": 2.0}, TypeError, "chunk_size"),
+        ({"group_size": 2}, ValueError, "group_size=2 must divide the batch of 5 examples"),
         ({"mask": {"wrong": True}}, ValueError, "mask"),
     ],
 )

@@ -1,7 +1,8 @@
 """Every method, slow and obvious: one flat vector, explicit loops over steps, formulas as printed.
 
-Each reference is a class with ``direction(problem, w)``, called once per step. ``problem`` gives
-``grad(w)``, ``logits(w)``, ``labels`` and ``on(indices, labels)``, the same problem on other examples.
+Each reference is a class with ``epsilon(problem, w)`` and ``direction(problem, w)``, called once per
+step. ``problem`` gives ``grad(w)``, ``logits(w)``, ``labels`` and ``on(indices, labels)``, the same
+problem on other examples.
 """
 
 import functools
@@ -63,31 +64,34 @@ class SAM:
     def __init__(self, rho=0.05):
         self.rho = rho
 
+    def epsilon(self, problem, w):
+        return towards(problem.grad(w), self.rho)
+
     def direction(self, problem, w):
-        return problem.grad(w + towards(problem.grad(w), self.rho))
+        return problem.grad(w + self.epsilon(problem, w))
 
 
 class ASAM(SAM):
-    def direction(self, problem, w):
+    def epsilon(self, problem, w):
         t = jnp.abs(w) + 0.01
         g = problem.grad(w)
-        return problem.grad(w + self.rho * t**2 * g / length(t * g))
+        return t * towards(t * g, self.rho)
 
 
 class JSAM(SAM):
     def direction(self, problem, w):
-        return problem.product(w + towards(problem.grad(w), self.rho), w)
+        return problem.product(w + self.epsilon(problem, w), w)
 
 
 class LSAM(SAM):
     def direction(self, problem, w):
-        return problem.product(w, w + towards(problem.grad(w), self.rho))
+        return problem.product(w, w + self.epsilon(problem, w))
 
 
 class NCSAM(SAM):
     """With the m smallest gaps, so that nothing is random."""
 
-    def direction(self, problem, w):
+    def epsilon(self, problem, w):
         logits = np.asarray(problem.logits(w))
         gaps = np.sort(logits)[:, -1] - np.sort(logits)[:, -2]
         chosen = np.argsort(gaps, kind="stable")[: len(gaps) // 2]
@@ -97,43 +101,48 @@ class NCSAM(SAM):
             flipped.append(max(scores)[1])
         noise = problem.on(chosen, jnp.array(flipped)).grad(w)
         v = towards(problem.grad(w), self.rho) + 0.1 * noise
-        return problem.grad(w + (towards(v, self.rho) if length(v) > self.rho else v))
+        return towards(v, self.rho) if length(v) > self.rho else v
 
 
 class GSAM(SAM):
+    alpha = 0.1
+
     def direction(self, problem, w):
         g = problem.grad(w)
         perturbed = super().direction(problem, w)
         unit = perturbed / length(perturbed)
-        return perturbed - 0.1 * (g - jnp.dot(g, unit) * unit)
+        return perturbed - self.alpha * (g - jnp.dot(g, unit) * unit)
 
 
 class FriendlySAM(SAM):
     average = None
 
-    def direction(self, problem, w):
+    def epsilon(self, problem, w):
         g = problem.grad(w)
         h = g if self.average is None else g - self.average
         self.average = g if self.average is None else 0.9 * self.average + 0.1 * g
-        return problem.grad(w + towards(h, self.rho))
+        return towards(h, self.rho)
 
 
 class VaSSO(SAM):
     average = None
 
-    def direction(self, problem, w):
+    def epsilon(self, problem, w):
         g = problem.grad(w)
         self.average = g if self.average is None else 0.8 * self.average + 0.2 * g
-        return problem.grad(w + towards(self.average, self.rho))
+        return towards(self.average, self.rho)
 
 
 class WSAM(SAM):
+    gamma = 0.9
+
     def direction(self, problem, w):
         g = problem.grad(w)
-        return g + 0.9 / (1 - 0.9) * (super().direction(problem, w) - g)
+        return g + self.gamma / (1 - self.gamma) * (super().direction(problem, w) - g)
 
 
 class LookSAM(SAM):
+    alpha = 0.7
     step = 0
     method = SAM
 
@@ -141,20 +150,23 @@ class LookSAM(SAM):
         g = problem.grad(w)
         self.step += 1
         if self.step % 5 != 1:
-            return g + 0.7 * length(g) / length(self.v) * self.v
+            return g + self.alpha * towards(self.v, length(g))
         perturbed = self.method(self.rho).direction(problem, w)
-        unit = g / length(g)
+        unit = towards(g, 1)
         self.v = perturbed - jnp.dot(perturbed, unit) * unit
         return perturbed
 
 
 class MomentumSAM(SAM):
-    v = 0.0
+    v = previous = 0.0
+
+    def epsilon(self, problem, w):
+        self.v = 0.9 * self.v + self.previous
+        return -towards(self.v + 0 * w, self.rho)
 
     def direction(self, problem, w):
-        d = problem.grad(w - towards(self.v + 0 * w, self.rho))
-        self.v = 0.9 * self.v + d
-        return d
+        self.previous = super().direction(problem, w)
+        return self.previous
 
 
 class Restricted(SAM):
@@ -172,12 +184,14 @@ def with_saner(method):
     """Down-weights by one half what another method gives, coordinate by coordinate."""
 
     class WithSANER(method):
+        strength = 0.5
+
         def direction(self, problem, w):
             g = np.asarray(problem.grad(w))
             d = np.array(super().direction(problem, w))
             for i in range(len(d)):
                 if g[i] != 0 and 0 < d[i] / g[i] < 1:
-                    d[i] *= 0.5
+                    d[i] *= 1 - self.strength
             return d
 
     return WithSANER

@@ -1,0 +1,324 @@
+"""The evidence: every method with the same number of trials, chosen on noisy held-out labels.
+
+    python -m examples.frozen_features.evidence --data DIR --output DIR
+    python -m examples.frozen_features.evidence --output DIR --summary
+
+Protocol: twelve trials per contender over ρ, weight decay and learning rate (or the strength of a
+loss), seed 0, trained without a held-out part of the noisy labels, which chooses one; then five seeds
+of that setting on all rows; the last epoch counts. Clean labels are only looked at to report. One line
+of runs.jsonl per finished run: kill it and start it again as you like.
+
+DIR holds cifar10n_features.npz, noisy_agnews.npz and sentiment_crowd.npz, or some of them: features in
+``inputs``, ``labels`` (of CIFAR-10N "worse", with ``labels_aggre`` and ``labels_random1``),
+``clean_labels``, ``test_inputs`` and ``test_labels``.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from optax_sam import label_noise
+
+from . import summary
+from .config import Config
+from .criteria import Split, split
+from .data import DataError, Features, digits, load
+from .folder import Folder, FolderError, npz_bytes, write_atomically
+from .recipes import Recipe
+from .search import MOST_LANES
+from .studies import DATA, STUDIES, Contender, Trial, schedule
+from .suspects import auroc
+from .train import Lane, Trainer, probabilities
+
+SEEDS = (0, 1, 2, 3, 4)
+FILES = {"cifar10n": "cifar10n_features.npz", "news": "noisy_agnews.npz"}
+FILES |= {"reviews": "sentiment_crowd.npz", "digits": ""}
+HUMAN = {"worse": "labels", "aggregate": "labels_aggre", "random1": "labels_random1"}
+CIFAR_CLASS_MAP = label_noise.CIFAR10_CLASS_MAP
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Settings of the evidence."""
+
+    output: Path
+    """Folder of the runs."""
+
+    data: Path | None = None
+    """Folder of the data; without it only digits run."""
+
+    sets: tuple[str, ...] = ()
+    """Data sets to run; by default all of studies.py that are there."""
+
+    studies: tuple[str, ...] = ()
+    """Of methods, baselines, crossings; by default all."""
+
+    contenders: tuple[str, ...] = ()
+    """Names of contenders; by default all."""
+
+    minutes: float | None = None
+    """Begin nothing new after so many minutes."""
+
+    epochs: int | None = None
+    """Passes over the rows; by default as in fit.py."""
+
+    summary: bool = False
+    """Run nothing, print what is known."""
+
+
+def load_set(name: str, folder: Path | None) -> Features:
+    """A data set by its name in studies.py."""
+    source, _, kind = name.partition("_")
+    if source == "digits":
+        return digits.load()
+    if folder is None:
+        raise DataError(f"--data: {name!r} needs a folder. Name the one with {FILES[source]}.")
+    data = load(folder / FILES[source], label_column=HUMAN.get(kind))
+    if kind and kind not in HUMAN:
+        noise, rate = kind.split("_")
+        assert data.clean_labels is not None
+        data = data._replace(labels=_synthetic(data.clean_labels, noise, int(rate) / 100))
+    return data
+
+
+def _synthetic(clean: np.ndarray, noise: str, rate: float) -> np.ndarray:
+    if noise == "symmetric":
+        return label_noise.symmetric(clean, rate, 10, seed=0).labels
+    return label_noise.asymmetric(clean, rate, CIFAR_CLASS_MAP, 10, seed=0).labels
+
+
+def run_id(name: str, contender: Contender, trial: Trial, part: str, seed: int, epochs: int) -> str:
+    """What a run depends on, as a short digest."""
+    what = [name, dataclasses.asdict(trial.recipe), trial.knobs, part, seed, epochs]
+    what += [contender.clean, contender.drops_suspects]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Runs:
+    """The finished runs, one JSON line each; half a line at the end of a killed process is dropped."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self.rows = read_runs(path)
+        self._known = {row["id"]: row for row in self.rows}
+        write_atomically(path, "".join(map(_line, self.rows)).encode())
+
+    def get(self, identifier: str) -> dict[str, Any] | None:
+        """A finished run."""
+        return self._known.get(identifier)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Appends a finished run, on disk when it returns."""
+        self.rows.append(row)
+        self._known[row["id"]] = row
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(_line(row))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """All complete lines."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, sort_keys=True) + "\n"
+
+
+class Bench:
+    """One data set with its split, and the runs on it."""
+
+    def __init__(self, name: str, data: Features, runs: Runs, command: Command):
+        self.name, self.data, self.runs = name, data, runs
+        self.config = dataclasses.replace(Config(), epochs=command.epochs).fitted_to(data)
+        self.parts: Split = split(data, self.config.validation_share, 0.0, seed=0)
+        self._folder = command.output
+
+    def compare(self, contender: Contender) -> None:
+        """Twelve trials, then five seeds of the one with the best held-out noisy accuracy."""
+        trials = list(contender.trials)
+        rows = self._train(contender, [(trial, 0) for trial in trials], "trial")
+        measure = "held_out_best" if contender.early_stopping else "held_out"
+        best = trials[int(np.argmax([row[measure] for row in rows]))]
+        part = "trial" if contender.early_stopping else "final"
+        self._train(contender, [(best, seed) for seed in SEEDS], part)
+
+    def _train(
+        self, contender: Contender, wanted: list[tuple[Trial, int]], part: str
+    ) -> list[dict[str, Any]]:
+        epochs = self.config.epochs or 1
+        ids = [run_id(self.name, contender, t, part, seed, epochs) for t, seed in wanted]
+        missing = [i for i, key in enumerate(ids) if self.runs.get(key) is None]
+        while missing:
+            recipe = wanted[missing[0]][0].recipe
+            same = [i for i in missing if wanted[i][0].recipe == recipe][:MOST_LANES]
+            for index, row in zip(
+                same, self._run(contender, [wanted[i] for i in same], part), strict=True
+            ):
+                self.runs.add({"id": ids[index], **row})
+            missing = [i for i in missing if i not in same]
+        found = [self.runs.get(key) for key in ids]
+        return [row for row in found if row is not None]
+
+    def _run(
+        self, contender: Contender, block: list[tuple[Trial, int]], part: str
+    ) -> list[dict[str, Any]]:
+        data, parts, start = self.data, self.parts, time.perf_counter()
+        labels = data.labels
+        if contender.clean:
+            assert data.clean_labels is not None
+            labels = data.clean_labels
+        rows = parts.train if part == "trial" else np.arange(len(labels))
+        if contender.drops_suspects:
+            rows = rows[~self._issues[rows]]
+        recipe = dataclasses.replace(block[0][0].recipe, hidden=self.config.hidden or 1)
+        trainer = Trainer(data, labels, self.config.batch_size or 1)
+        lanes = [Lane(trial.knobs, seed) for trial, seed in block]
+        held_curves, test_curves = [], []
+        state = None
+        assert data.test_inputs is not None
+        for state, _ in trainer.epochs(recipe, lanes, rows, self.config.epochs or 1):
+            test = trainer.predict(state, data.test_inputs).argmax(-1)
+            test_curves.append((test == data.test_labels).mean(axis=1))
+            if part == "trial":
+                held = trainer.predict(state, data.inputs[parts.held_out]).argmax(-1)
+                held_curves.append((held == labels[parts.held_out]).mean(axis=1))
+        assert state is not None
+        logits = trainer.predict(state, data.inputs[rows])
+        seconds = (time.perf_counter() - start) / len(block)
+        results = []
+        for lane, (trial, seed) in enumerate(block):
+            row: dict[str, Any] = {
+                "set": self.name,
+                "contender": contender.name,
+                "part": part,
+                "seed": seed,
+                "recipe": {
+                    key: value
+                    for key, value in dataclasses.asdict(trial.recipe).items()
+                    if value != getattr(Recipe(), key)
+                },
+                "knobs": trial.knobs._asdict(),
+                "epochs": self.config.epochs,
+                "rows": len(rows),
+                "test": _curve(test_curves, lane)[-1],
+                "test_curve": _curve(test_curves, lane),
+                "seconds": round(seconds, 2),
+            }
+            if held_curves:
+                curve = _curve(held_curves, lane)
+                best = int(np.argmax(curve))
+                row |= {"held_out": curve[-1], "held_out_curve": curve}
+                row |= {"held_out_best": curve[best], "test_at_best": row["test_curve"][best]}
+            results.append(row | self._errors(logits[lane], rows))
+        return results
+
+    def _errors(self, logits: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+        data = self.data
+        assert data.clean_labels is not None
+        labels = data.labels[rows]
+        wrong = labels != data.clean_labels[rows]
+        fitted = logits.argmax(-1) == labels
+        p = probabilities(logits.astype(np.float64))
+        observed = p[np.arange(len(rows)), labels]
+        p[np.arange(len(rows)), labels] = -1.0
+        return {
+            "memorized": round(float(fitted[wrong].mean()), 6),
+            "clean_fit": round(float(fitted[~wrong].mean()), 6),
+            "auroc": round(auroc(p.max(axis=1) - observed, wrong), 6),
+        }
+
+    @functools.cached_property
+    def _issues(self) -> np.ndarray:
+        """The rows that cleanlab calls label issues, kept in the folder."""
+        path = self._folder / f"issues_{self.name}.npz"
+        if path.exists():
+            with np.load(path) as archive:
+                known: np.ndarray = archive["issues"]
+                return known
+        from cleanlab.filter import find_label_issues
+
+        from .compare_suspects import cross_validated
+
+        issues: np.ndarray = find_label_issues(
+            self.data.labels, cross_validated(self.data, seed=0), n_jobs=1
+        )
+        write_atomically(path, npz_bytes({"issues": issues}))
+        return issues
+
+
+def _curve(points: list[np.ndarray], lane: int) -> list[float]:
+    return [round(float(point[lane]), 6) for point in points]
+
+
+def run(command: Command) -> None:
+    """Runs what is missing, in the order of studies.py."""
+    started = time.monotonic()
+    known = {c.name: c for study in STUDIES.values() for c in study}
+    for flag, given, choices in (
+        ("--sets", command.sets, DATA),
+        ("--studies", command.studies, tuple(STUDIES)),
+        ("--contenders", command.contenders, tuple(known)),
+    ):
+        for value in given:
+            if value not in choices:
+                raise DataError(
+                    f"{flag}: {value!r} is not valid. Choose from {', '.join(choices)}."
+                )
+    chosen = {c.name for study in command.studies or STUDIES for c in STUDIES[study]}
+    chosen &= set(command.contenders or known)
+    with Folder(command.output, {"protocol": 1}, resume=True):
+        runs = Runs(command.output / "runs.jsonl")
+        bench: Bench | None = None
+        for name, contender in schedule():
+            source = name.partition("_")[0]
+            there = source == "digits" or (
+                command.data and (command.data / FILES[source]).is_file()
+            )
+            if contender.name not in chosen or (command.sets and name not in command.sets):
+                continue
+            if not there:
+                if name in command.sets:
+                    load_set(name, command.data)  # says what is missing
+                continue
+            if command.minutes is not None and time.monotonic() - started > 60 * command.minutes:
+                return
+            if bench is None or bench.name != name:
+                bench = Bench(name, load_set(name, command.data), runs, command)
+            before = len(runs.rows)
+            bench.compare(contender)
+            if len(runs.rows) > before:
+                print(summary.line(runs.rows, name, contender), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    command = tyro.cli(Command, args=arguments, description=__doc__)
+    try:
+        if not command.summary:
+            run(command)
+        summary.show(read_runs(command.output / "runs.jsonl"))
+    except (DataError, FolderError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
