@@ -48,7 +48,7 @@ NOTES: dict[str, Note] = {
     ),
     "per example inside": Note(
         "It takes one gradient per example, and a stage has one of the batch.",
-        "cannot be a stage",
+        "must have the shape",
     ),
     "finite": Note("It looks at the incoming gradients, not at g'."),
     "condition": Note(
