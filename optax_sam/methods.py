@@ -610,8 +610,8 @@ def looksam(  # type: ignore[misc]  # every_k has a default of its own here
       every_k: k ≥ 1. k = 1 is SAM.
       alpha: α ≥ 0, length of the reused part relative to g; a number or a schedule.
       norm_epsilon: added to ‖v‖; see :func:`optax_sam.reuse_orthogonal`.
-      **options: see :class:`optax_sam.Options`. A ``combination`` acts on the
-        steps with a second gradient.
+      **options: see :class:`optax_sam.Options`. A ``combination`` acts on
+        every step, behind the reused part.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
