@@ -131,7 +131,7 @@ __all__ = [
     "subtract_orthogonal",
     # At the cost of SGD
     "last_layer_penalty",
-    # Label noise and what becomes of it
+    # Label noise and diagnostics
     "diagnostics",
     "label_noise",
 ]

@@ -1,7 +1,7 @@
 """Checks of arguments that are functions, trees, arrays or switches; each error says the remedy."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ _SMALL = 2**16
 def check_callable(name: str, value: Any, remedy: str) -> Callable[..., Any]:
     """Returns ``value`` if it can be called, and raises with the remedy otherwise."""
     if not callable(value):
-        raise TypeError(f"{name} must be callable, got {value!r}. {remedy}")
+        raise TypeError(f"{name} must be callable, got {show(value)}. {remedy}")
     function: Callable[..., Any] = value
     return function
 
@@ -108,6 +108,14 @@ def shape_of(value: Any) -> Any:
     if hasattr(value, "shape"):
         return tuple(value.shape)
     return () if isinstance(value, bool | int | float | complex) else type(value).__name__
+
+
+def show(value: Any) -> str:
+    """A value for a message; of arrays only their types and shapes."""
+    if isinstance(value, Iterator):  # JAX would warn that it does not look inside
+        return repr(value)
+    has_arrays = any(getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(value))
+    return str(kinds(value)) if has_arrays else repr(value)
 
 
 def kinds(tree: Any) -> Any:

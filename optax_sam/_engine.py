@@ -18,8 +18,13 @@ from optax_sam import _axes, _tree
 from optax_sam._checks import call, check_leaves, check_like, check_state, kinds, shape_of
 from optax_sam._gradients import as_gradients
 from optax_sam._hyperparameters import check_integer
+from optax_sam._loss_checks import note_where_flattened
 from optax_sam._masks import Mask, MaskOrFunction, freeze_where_not, keep_where, resolve_mask
-from optax_sam._stages import SharpnessAwareMetrics, SharpnessAwareState
+from optax_sam._stages import (
+    SharpnessAwareMetrics,
+    SharpnessAwareState,
+    check_perturbation,
+)
 from optax_sam.evaluations import (
     Evaluation,
     full_gradient,
@@ -142,7 +147,8 @@ class Engine:
         # A stage's state may have seen the device's own gradients. Its average is what averaged
         # gradients would have given (moving averages are linear), and it stays replicated.
         share = device_share(loss_fn, self.axis_name)
-        ascent = self._ascend(step)
+        with note_where_flattened(params):
+            ascent = self._ascend(step)
         direction = _axes.mean(ascent.perturbed_grads, self.axis_name, share)
         state = state._replace(
             perturbation=_mean_of_state(ascent.perturbation_state, self.axis_name, share),
@@ -160,6 +166,7 @@ class Engine:
             **step.extra_args,
         )
         _remember_direction(direction)
+        check_like("combination's update", direction, params, of="params", remedy=_THIRD_STAGE)
         return direction, state._replace(combination=combination_state)
 
     def _perturbed_leaves(self, params: chex.ArrayTree) -> Mask:
@@ -167,8 +174,7 @@ class Engine:
         if self.mask is not None and not any(jax.tree.leaves(mask)):
             raise ValueError(
                 "mask excludes every parameter, so nothing would be perturbed. Set it to True "
-                "where a "
-                "leaf is to be perturbed; without perturbation use the optimizer alone."
+                "where a leaf is to be perturbed; without perturbation use the optimizer alone."
             )
         return mask
 
@@ -188,9 +194,8 @@ class Engine:
         if reason != _FASTER_BY_ITSELF:
             warnings.warn(
                 f"group_size={self.group_size} differentiates every group by itself, which is "
-                "exact but may "
-                f"take 3 to 25 times as long as one perturbation for the batch: {reason}. "
-                "optax_sam.explain(tx, objective, params) tells more.",
+                "exact but may take 3 to 25 times as long as one perturbation for the batch: "
+                f"{reason}. optax_sam.explain(tx, objective, params) tells more.",
                 stacklevel=2,
             )
         if self.group_size == 1:
@@ -215,9 +220,8 @@ class Engine:
         if step.clean_grads is not step.gradients:
             raise ValueError(
                 "with group_size each group climbs along its own gradient, so it cannot be "
-                "combined with "
-                "a wrapper that chooses the direction, such as optax_sam.along_previous "
-                "(Momentum-SAM)."
+                "combined with a wrapper that chooses the direction, such as "
+                "optax_sam.along_previous (Momentum-SAM)."
             )
         if self.group_size == objective.batch_size:
             return ONE_GROUP
@@ -226,9 +230,7 @@ class Engine:
         if objective.penalty is not None:
             return "the objective has a penalty, whose gradient every group takes at its own point"
         try:
-            multiples_of(
-                self.perturbation, step.state.perturbation, step.params, step.extra_args
-            )
+            multiples_of(self.perturbation, step.state.perturbation, step.params, step.extra_args)
         except NotAMultipleError as error:
             return f"the first stage {error}"
         if self.group_size > 1 and not is_worthwhile(
@@ -274,7 +276,8 @@ class Engine:
             loss_fn=_freeze(step.loss_fn, step.perturbed_leaves),
             **step.extra_args,
         )
-        check_like("the perturbation", epsilon, step.params, of="params", remedy=_FIRST_STAGE)
+        check_like("perturbation's update", epsilon, step.params, of="params", remedy=_FIRST_STAGE)
+        check_perturbation(epsilon, gradients, step.perturbed_leaves)
         epsilon = keep_where(step.perturbed_leaves, epsilon)
         loss, perturbed_grads = self._evaluate(step, epsilon)
         _axes.check_averaged(loss, step.local_params, self.axis_name)
@@ -305,8 +308,9 @@ class Engine:
         return jnp.asarray(loss), gradients
 
 
-ONE_GROUP = "the batch is one group"
 _FIRST_STAGE = "The first stage returns one perturbation for every gradient that it is given."
+ONE_GROUP = "the batch is one group"
+_THIRD_STAGE = "The third stage returns one direction for every perturbed gradient."
 _FASTER_BY_ITSELF = "groups of this size are faster differentiated by themselves"
 _KNOWN_ARGUMENTS = ("loss_fn", "logits", "clean_grads")
 
@@ -327,16 +331,23 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
     if params is None:
         raise ValueError(
             "a sharpness-aware method perturbs the parameters, but params is None: call "
-            "tx.update(grads, opt_state, params, loss_fn=loss_fn)."
+            "tx.update(grads, opt_state, params, loss_fn=loss_fn). If you did, something in between "
+            "drops them, as optax.contrib.galore does to its base_optimizer: put the method in "
+            "front of it in optax.chain."
+        )
+    if isinstance(params, optax.LookaheadParams):
+        raise TypeError(
+            "params is optax.LookaheadParams, which holds two sets of parameters, and the loss needs "
+            "one. Update the method by itself with params.fast, and pass its direction to "
+            "optax.lookahead(optimizer, ...).update."
         )
     leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
         raise TypeError(
             "a sharpness-aware method evaluates the loss, which needs all parameters, but "
-            "optax.masked "
-            "or optax.partition around it hides some. To perturb some leaves only, pass mask= to "
-            "the "
-            "method; to train some only, mask the optimizer behind it in the chain."
+            "optax.masked or optax.partition around it hides some. To perturb some leaves only, "
+            "pass mask= to the method; to train some only, mask the optimizer behind it in the "
+            "chain."
         )
     for name in extra_args:
         close = difflib.get_close_matches(name, _KNOWN_ARGUMENTS, n=1, cutoff=0.75)
@@ -348,15 +359,14 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
             "tx.update(grads, opt_state, params, loss_fn=loss_fn). If you did, something in "
             "between drops extra arguments: with Flax's TrainState use optax_sam.linen.TrainState and "
             "state.apply_gradients(grads=grads, loss_fn=loss_fn); with nnx pass loss_fn= to "
-            "nnx.Optimizer.update; optax.MultiSteps(...).gradient_transformation(), optax.flatten "
-            "and "
-            "optax.lookahead drop them too: put the method in front of them in optax.chain."
+            "nnx.Optimizer.update; optax.MultiSteps(...).gradient_transformation(), "
+            "optax.lookahead and optax.contrib.split_real_and_imaginary drop them too: put the "
+            "method in front of them in optax.chain."
         )
     if not callable(loss_fn):
         raise TypeError(
             f"loss_fn must be a function of the parameters, got {loss_fn!r}. Pass the function "
-            "itself, not "
-            "the value of the loss."
+            "itself, not the value of the loss."
         )
     check_state(state, SharpnessAwareState, "this sharpness-aware method")
 
@@ -367,9 +377,8 @@ def _refuse_complex(params: Any) -> None:
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
                 f"parameter {jax.tree_util.keystr(path)} is complex ({dtype}); the ascent "
-                "direction "
-                "of a complex gradient depends on a convention. Store its real and imaginary parts "
-                "as two real parameters."
+                "direction of a complex gradient depends on a convention. Store its real and "
+                "imaginary parts as two real parameters."
             )
 
 

@@ -15,7 +15,8 @@ def as_gradients(name: str, gradients: Any, params: Any) -> Any:
         "Per-example gradients (as differentially private training takes them) must be averaged "
         "first: a method needs one gradient of the whole batch."
     )
-    if jax.tree.structure(gradients) != jax.tree.structure(params):
+    expected: Any = jax.tree.structure(params)
+    if jax.tree.structure(gradients) != expected:
         remedy = "Pass the gradients of the loss in these params."
         if isinstance(gradients, tuple) and len(gradients) == 2:
             remedy = "Did you pass (value, gradients)? Unpack jax.value_and_grad's result first."

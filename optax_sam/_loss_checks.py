@@ -1,6 +1,7 @@
 """What a loss function may return, and what is wrong with it otherwise."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import chex
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 
 from optax_sam import _tree
-from optax_sam._checks import call, is_array_of, kinds, known_values, shape_of
+from optax_sam._checks import call, is_array_of, kinds, known_values, shape_of, show
 
 
 def call_loss(loss_fn: Callable[..., Any], params: chex.ArrayTree) -> Any:
@@ -25,16 +26,39 @@ def call_loss(loss_fn: Callable[..., Any], params: chex.ArrayTree) -> Any:
             "optax_sam.Objective(apply_fn, inputs, labels).",
         )
     except TypeError as error:
-        if "object is not callable" in str(error) and type(params).__name__ in str(error):
+        helper = _helper_for(params)
+        if helper and "not callable" in str(error):
             raise TypeError(
-                f"loss_fn was called with the parameters, a {type(params).__name__}, and tried to "
-                "call them "
-                "like a model. Turn your loss of a model into a loss of its parameters: "
-                "loss_fn=optax_sam.nnx.loss_function(model, loss_fn, *args) in Flax nnx, taken "
-                "before the "
-                "clean pass, or optax_sam.equinox.loss_function(model, loss_fn, *args) in Equinox."
+                f"loss_fn takes a model, but a method calls it with the parameters, a "
+                f"{type(params).__name__}. Turn it into a loss of the parameters, before the clean "
+                f"pass: loss_fn={helper}.loss_function(model, loss_fn, *args), or "
+                f"{helper}.objective(model, inputs, labels)."
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def note_where_flattened(params: chex.ArrayTree) -> Iterator[None]:
+    """Adds a note to the error of a loss that gets one vector in place of its parameters."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(params, jax.Array) and params.ndim == 1:
+            error.add_note(
+                "The loss was called with one vector. If your parameters are a tree, "
+                "optax.flatten around the method made a vector of them: put the method in front "
+                "of it, optax.chain(method, optax.flatten(optimizer))."
+            )
+        raise
+
+
+def _helper_for(params: chex.ArrayTree) -> str:
+    """The module of this package for the framework that the parameters come from; empty if none."""
+    for kind in type(params).__mro__:
+        for framework, helper in (("flax.nnx", "optax_sam.nnx"), ("equinox", "optax_sam.equinox")):
+            if kind.__module__.startswith(framework):
+                return helper
+    return ""
 
 
 def split_loss_and_aux(output: Any, params: chex.ArrayTree) -> tuple[jax.Array, Any, bool]:
@@ -51,14 +75,12 @@ def split_loss_and_aux(output: Any, params: chex.ArrayTree) -> tuple[jax.Array, 
         if isinstance(loss, tuple) or _is_like(aux, params):
             raise TypeError(
                 "loss_fn must return a scalar loss, got (value, gradients). Pass the loss itself, "
-                "not "
-                "jax.value_and_grad(loss). If the second value is auxiliary output that looks like "
-                "the "
-                "parameters, put it into a dictionary: return loss, {'aux': aux}."
+                "not jax.value_and_grad(loss). If the second value is auxiliary output that looks "
+                "like the parameters, put it into a dictionary: return loss, {'aux': aux}."
             )
     if not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
         raise TypeError(
-            f"loss_fn must return a scalar loss, got {loss!r}. Does it return its value?"
+            f"loss_fn must return a scalar loss, got {show(loss)}. Does it return its value?"
         )
     if jnp.shape(loss) != () or not _tree.is_floating(loss):
         raise TypeError(
@@ -143,18 +165,14 @@ def check_losses(
     if shape[:1] != (batch_size,):
         raise ValueError(
             f"loss must return one value per example, shape ({batch_size}, ...), got shape "
-            f"{shape}. "
-            "Objective takes the mean itself: pass the loss without it."
+            f"{shape}. Objective takes the mean itself: pass the loss without it."
         )
     if batch_size > 1 and batch_size in shape[1:] and _grows_twice(loss, logits, labels, shape):
         raise ValueError(
             f"loss must return one value per example, got shape {shape}: it compares every example "
-            "with "
-            f"every other one, because logits of shape {jax.tree.map(jnp.shape, logits)} and "
-            "labels of "
-            f"shape {jax.tree.map(jnp.shape, labels)} are broadcast against each other. Give both "
-            "the "
-            "same shape."
+            f"with every other one, because logits of shape {jax.tree.map(jnp.shape, logits)} and "
+            f"labels of shape {jax.tree.map(jnp.shape, labels)} are broadcast against each other. "
+            "Give both the same shape."
         )
 
 

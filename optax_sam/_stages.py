@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from optax_sam import _tree
 from optax_sam._checks import state_of_another
 
 
@@ -79,9 +80,14 @@ def as_stage(name: str, stage: Any) -> optax.GradientTransformationExtraArgs:
         if contains_method(state):
             raise TypeError(
                 f"{name} is a stage of a method, but it was given a whole method (optax_sam.sam, "
-                "saner, "
-                "...). Pass a stage, such as perturbation=optax_sam.normalized(rho) or "
+                "saner, ...). Pass a stage, such as perturbation=optax_sam.normalized(rho) or "
                 "combination=optax_sam.down_weight(alpha) for SANER on top of another method."
+            )
+        if name == "perturbation" and isinstance(state, optax.ConditionallyTransformState):
+            raise ValueError(
+                "perturbation is an optax.conditionally_transform: where its condition does not hold, "
+                "it hands on the whole gradient as ε. Use optax.conditionally_mask, which makes ε = 0, "
+                "or start_step, every_k or when of the method, which save the second gradient."
             )
         return state
 
@@ -131,3 +137,25 @@ def contains_method(state: optax.OptState) -> bool:
         return isinstance(leaf, SharpnessAwareState | AlongPreviousState | SometimesState)
 
     return any(is_method(leaf) for leaf in jax.tree.leaves(state, is_leaf=is_method))
+
+
+def check_perturbation(epsilon: Any, gradients: Any, perturbed: Any) -> None:
+    """Raises if ε is the gradient itself on some leaves only."""
+    leaves = [
+        (path, after is before)
+        for (path, before), after, is_perturbed in zip(
+            jax.tree_util.tree_leaves_with_path(gradients),
+            jax.tree.leaves(epsilon),
+            jax.tree.leaves(perturbed),
+            strict=True,
+        )
+        if is_perturbed and _tree.is_floating(before)
+    ]
+    untouched = [jax.tree_util.keystr(path) for path, is_untouched in leaves if is_untouched]
+    if untouched and len(untouched) < len(leaves):
+        raise ValueError(
+            f"the perturbation hands on the gradient of {', '.join(untouched)} as it is, as "
+            "optax.masked does where its mask is False, so that the step there would be the whole "
+            "gradient. To leave these parameters unperturbed pass mask= to the method; for another "
+            "radius there use optax.partition with two perturbations."
+        )

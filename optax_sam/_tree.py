@@ -5,11 +5,13 @@ Only inexact (floating) leaves take part: integer leaves, ``float0`` gradients a
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def is_floating(leaf: Any) -> bool:
@@ -33,7 +35,8 @@ def accumulation_dtype(tree: chex.ArrayTree) -> jnp.dtype:
     Half-precision leaves would overflow (float16) or lose bits (bfloat16) when squared.
     """
     wide = any(jnp.result_type(leaf) == jnp.float64 for leaf in floating_leaves(tree))
-    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+    dtype: jnp.dtype = jnp.dtype(jnp.float64 if wide else jnp.float32)
+    return dtype
 
 
 def dot(left: chex.ArrayTree, right: chex.ArrayTree, factor: jax.Array | None = None) -> jax.Array:
@@ -54,17 +57,18 @@ def norm(tree: chex.ArrayTree) -> jax.Array:
 
     It is right wherever the norm itself is a number of that dtype. NaN is passed on.
     """
-    return _norm(floating_leaves(tree))
+    length: jax.Array = _norm(floating_leaves(tree))
+    return length
 
 
 @jax.jit  # so that a tree is traced once however often its norm is taken
 def _norm(leaves: list[jax.Array]) -> jax.Array:
     dtype = accumulation_dtype(leaves)
-    limits = jnp.finfo(dtype)
+    limits = np.finfo(dtype)
     squared = _sum_of_squares(jnp.ones([], dtype), leaves)
     # Above the lower bound, squares too small for the dtype are less than the sum's rounding error.
     lower_bound = max(size(leaves), 1) * float(limits.tiny) / float(limits.eps)
-    is_exact = (squared >= lower_bound) & (squared <= limits.max) | jnp.isnan(squared)
+    is_exact = (squared >= lower_bound) & (squared <= limits.max)
     large = 2.0 ** (limits.maxexp // 2)
     factor = jnp.where(squared < 1, large, 1 / large).astype(dtype)
     factor = jnp.where(is_exact, 1, factor)
@@ -101,10 +105,12 @@ def scale(tree: chex.ArrayTree, factor: jax.Array) -> chex.ArrayTree:
     return map_floating(lambda leaf: leaf.astype(factor.dtype) * factor, tree)
 
 
-def map_floating(function, tree: chex.ArrayTree, *rest: chex.ArrayTree) -> chex.ArrayTree:
+def map_floating(
+    function: Callable[..., jax.Array], tree: chex.ArrayTree, *rest: chex.ArrayTree
+) -> chex.ArrayTree:
     """Like ``jax.tree.map`` on the floating leaves; keeps the dtype and leaves the others alone."""
 
-    def one(leaf, *others):
+    def one(leaf: Any, *others: Any) -> Any:
         if not is_floating(leaf):
             return leaf
         return function(leaf, *others).astype(jnp.result_type(leaf))
@@ -140,7 +146,7 @@ def as_gradients(gradients: chex.ArrayTree, params: chex.ArrayTree) -> chex.Arra
     Differentiation gives ``float0`` for integer leaves, with which nothing can be computed.
     """
 
-    def one(gradient, param):
+    def one(gradient: Any, param: Any) -> jax.Array:
         dtype = jnp.result_type(param)
         # Not zeros_like: under shard_map that would inherit the mark of a varying parameter.
         return (

@@ -57,7 +57,7 @@ def loss_function(
             loss_fn,
             _combined(params, static),
             *jax.tree.map(lambda leaf: leaf, args),
-            takes=f"the model and {len(args)} more",
+            takes=f"(model, *args) with {len(args)} args",
             remedy="Pass what it needs beside the model: loss_function(model, loss_fn, x, y).",
         )
 

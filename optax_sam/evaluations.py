@@ -89,8 +89,7 @@ def perturb_then_evaluate(
       Foret et al., Sharpness-Aware Minimization, ICLR 2021, arXiv 2010.01412, equation (3).
     """
     check_callable("loss_fn", loss_fn, "Pass the loss as a function of the parameters.")
-    check_leaves(params)
-    check_like("perturbation", perturbation, params, of="params", remedy=_ZEROS)
+    _check_perturbation(params, perturbation)
     if _is_traced((params, perturbation, loss_fn)):
         # Inside a caller's jit a second boundary buys nothing, and its cache would keep a closure
         # over the caller's tracers alive.
@@ -172,6 +171,7 @@ def jacobian_only(
       equation (4.2). The authors published no code.
     """
     objective = require_objective(loss_fn, "the Jacobian-only gradient (J-SAM)")
+    _check_perturbation(params, perturbation)
     if logits is None:
         logits = objective.logits(params)
     else:
@@ -218,8 +218,7 @@ def logit_only(
     """
     del logits
     objective = require_objective(loss_fn, "the logit-only gradient (L-SAM)")
-    check_leaves(params)
-    check_like("perturbation", perturbation, params, of="params", remedy=_ZEROS)
+    _check_perturbation(params, perturbation)
     perturbed = _tree.add(params, perturbation)
     perturbed_logits = objective.logits(perturbed)
     _warn_of_constant_logit_term(objective, perturbed_logits, "L-SAM is then the base optimizer")
@@ -258,8 +257,7 @@ def check_logits(objective: Objective, params: chex.ArrayTree, logits: chex.Arra
         raise ValueError(
             f"logits must be those of the objective's {objective.batch_size} examples, "
             f"{kinds(expected)}, got {kinds(logits)}. Pass the logits of the training step's own "
-            "forward "
-            "pass as the network returns them, or none."
+            "forward pass as the network returns them, or none."
         )
 
 
@@ -270,16 +268,18 @@ def _warn_of_constant_logit_term(
     jaxpr = jax.make_jaxpr(objective.logit_gradient)(logits)
     if not _jaxprs.depends_on_inputs(jaxpr, len(jax.tree.leaves(logits))):
         warnings.warn(
-            "the derivative of the loss in the network's output does not depend on that output, as "
-            "with a "
-            f"network that ends in log_softmax. {consequence}. Let the network return logits, and "
-            "put the "
-            "log_softmax into the loss.",
+            "the derivative of the loss in the network's output does not depend on that output, "
+            f"as with a network that ends in log_softmax. {consequence}. Let the network return "
+            "logits, and put the log_softmax into the loss.",
             stacklevel=2,
         )
 
 
-_ZEROS = "Where nothing is to be perturbed it has zeros."
+def _check_perturbation(params: chex.ArrayTree, perturbation: chex.ArrayTree) -> None:
+    """Refuses parameters that are none, and a perturbation that is not like them."""
+    check_leaves(params)
+    remedy = "Where nothing is to be perturbed it has zeros."
+    check_like("perturbation", perturbation, params, of="params", remedy=remedy)
 
 
 def _evaluate(
@@ -306,11 +306,10 @@ def _warn_of_new_functions(loss_fn: Callable[..., Any]) -> None:
     seen.add(id(loss_fn))
     if len(seen) == _MANY:
         warnings.warn(
-            f"{_MANY} different functions made by the same line ({code.co_filename}:"
-            f"{code.co_firstlineno}) were compiled one by one, and each is kept in memory. Put the "
-            "training step under jax.jit, or pass an optax_sam.Objective, whose batch is an "
-            "argument of one "
-            "compiled function.",
+            f"{_MANY} different functions made by the same line "
+            f"({code.co_filename}:{code.co_firstlineno}) were compiled one by one, and each is "
+            "kept in memory. Put the training step under jax.jit, or pass an optax_sam.Objective, "
+            "whose batch is an argument of one compiled function.",
             stacklevel=3,
         )
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from optax_sam._checks import check_bool
 from optax_sam._hyperparameters import check_integer, check_number
@@ -30,7 +31,7 @@ class NoisyLabels(NamedTuple):
 
 
 def symmetric(
-    labels, rate: float, num_classes: int, *, seed: int, exact: bool = True
+    labels: ArrayLike, rate: float, num_classes: int, *, seed: int, exact: bool = True
 ) -> NoisyLabels:
     """Replaces labels by one of the other classes, each equally likely.
 
@@ -65,7 +66,7 @@ def symmetric(
 
 
 def pair_flip(
-    labels, rate: float, num_classes: int, *, seed: int, exact: bool = True
+    labels: ArrayLike, rate: float, num_classes: int, *, seed: int, exact: bool = True
 ) -> NoisyLabels:
     """Replaces labels by the next class, c → c + 1 modulo the number of classes.
 
@@ -98,7 +99,7 @@ def pair_flip(
 
 
 def asymmetric(
-    labels,
+    labels: ArrayLike,
     rate: float,
     class_map: Mapping[int, int] | Sequence[int],
     num_classes: int,
@@ -148,8 +149,8 @@ def asymmetric(
 
 
 def instance_dependent(
-    inputs,
-    labels,
+    inputs: ArrayLike,
+    labels: ArrayLike,
     rate: float,
     num_classes: int,
     *,
@@ -234,7 +235,7 @@ CIFAR10_CLASS_MAP = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 
 
 def _check(
-    labels, rate: float, num_classes: int, seed: int, exact: bool
+    labels: ArrayLike, rate: float, num_classes: int, seed: int, exact: bool
 ) -> tuple[np.ndarray, float]:
     if isinstance(rate, jax.core.Tracer):
         raise TypeError(
@@ -283,7 +284,7 @@ def _as_array(name: str, values: Any) -> np.ndarray:
         ) from None
 
 
-def _class_table(class_map, num_classes: int) -> np.ndarray:
+def _class_table(class_map: Mapping[int, int] | Sequence[int], num_classes: int) -> np.ndarray:
     if isinstance(class_map, Mapping):
         pairs = list(class_map.items())
     else:

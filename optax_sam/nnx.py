@@ -142,7 +142,7 @@ class _Snapshot:
         self.graphdef, self.live = self.split(model, args)
         if not nnx.split((model, args), self.filter, ...)[1]:
             raise ValueError(
-                f"model has no parameters that wrt={wrt!r} selects, got a {type(model).__name__}. "
+                f"model has no parameters that wrt={wrt!r} selects, got {type(model).__name__}. "
                 "Pass the live nnx module first, and the filter of nnx.Optimizer as wrt."
             )
         self.values = nnx.as_pure(self.live)  # the live variables change in the clean pass
@@ -168,7 +168,7 @@ class _Snapshot:
             function,
             model,
             *args,
-            takes=f"the model and {len(args)} more",
+            takes=f"(model, *args) with {len(args)} args",
             remedy="Pass what it needs beside the model: loss_function(model, loss_fn, x, y).",
         )
         changed = _changed(self.values, rest)
@@ -185,17 +185,16 @@ class _Snapshot:
             raise ValueError(
                 f"the loss changes {names}, but in the live objects the clean pass has not changed "
                 "them since the snapshot of optax_sam.nnx.loss_function or objective: the "
-                "perturbed "
-                "pass would see other random numbers and statistics than the clean pass. Take the "
-                "snapshot before nnx.value_and_grad(loss_fn)(model, ...), not after it."
+                "perturbed pass would see other random numbers and statistics than the clean "
+                "pass. Take the snapshot before nnx.value_and_grad(loss_fn)(model, ...), not "
+                "after it."
             )
         if any(path[0] == 0 for path in changed):
             warnings.warn(
                 f"the loss changes {names}, but the clean pass did so in copies only: the live "
-                "model "
-                "keeps its statistics, and draws the same random numbers at every step. "
-                "Differentiate the loss of the live model, with nnx.value_and_grad(loss_fn)(model, "
-                "...).",
+                "model keeps its statistics, and draws the same random numbers at every step. "
+                "Differentiate the loss of the live model, with "
+                "nnx.value_and_grad(loss_fn)(model, ...).",
                 stacklevel=2,
             )
 
@@ -256,7 +255,7 @@ def capture_layer_input(model: nnx.Module, layer: str) -> Iterator[list[jax.Arra
         owner = getattr(owner, parent, None)
     original = getattr(owner, name, None)
     if not callable(original):
-        names = [key for key, value in vars(model).items() if callable(value)]
+        names = [key for key, value in vars(model).items() if isinstance(value, nnx.Module)]
         raise ValueError(f"the model has no layer {layer!r}; its own layers are {names}.")
     captured: list[jax.Array] = []
 

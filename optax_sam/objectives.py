@@ -18,6 +18,7 @@ from optax_sam._checks import (
     kinds,
     known_values,
     shape_of,
+    show,
 )
 from optax_sam._loss_checks import check_label_range, check_labels, check_losses
 from optax_sam.loss_scaling import check_scale, scale_cotangents
@@ -265,11 +266,9 @@ class Objective:
         if weights.shape != losses.shape[: weights.ndim]:
             raise ValueError(
                 f"weights must have shape {losses.shape} like the losses, or a leading part of it "
-                "such "
-                f"as {losses.shape[:1]}, got {weights.shape}."
+                f"such as {losses.shape[:1]}, got {weights.shape}."
             )
-        dtype = jnp.promote_types(losses.dtype, jnp.float32)
-        weights = weights.astype(dtype)
+        weights = weights.astype(_tree.accumulation_dtype(losses))
         weights = weights.reshape(*weights.shape, *(1,) * (losses.ndim - weights.ndim))
         return jnp.broadcast_to(weights, losses.shape)
 
@@ -290,13 +289,11 @@ class Objective:
         gradient of the loss :math:`\langle f(w, x_i), c_i \rangle`, so that microbatches, groups and
         sharding come from the objective, and no vector-Jacobian product is written by hand.
         """
-        wide = jax.tree.map(
-            lambda z: jnp.asarray(z).astype(jnp.promote_types(jnp.result_type(z), jnp.float32)),
-            logits,
-        )
+        dtype = _tree.accumulation_dtype(logits)
+        wide = jax.tree.map(lambda z: z.astype(dtype) if _tree.is_floating(z) else z, logits)
         terms = jax.tree.map(lambda c: c * self.batch_size, self.logit_gradient(wide))
         losses = jax.eval_shape(self.losses_from_logits, wide)
-        ones = jnp.ones(losses.shape, jnp.promote_types(losses.dtype, jnp.float32))
+        ones = jnp.ones(losses.shape, _tree.accumulation_dtype(losses))
         weights = ones if self.weights is None else self._weights_like(ones)
         factors = self.batch_size * _tree.divide_or_zero(weights, jnp.sum(weights))
         return self.replace(
@@ -467,13 +464,18 @@ def _is_linen_module(function: Any) -> bool:
 def _check_indices(indices: Any, batch_size: int) -> None:
     if isinstance(indices, slice):
         return
-    if not is_array_of(indices, jnp.integer) or jnp.ndim(indices) != 1:
+    is_mask = is_array_of(indices, jnp.bool_) and not isinstance(indices, jax.core.Tracer)
+    if not (is_mask or is_array_of(indices, jnp.integer)) or jnp.ndim(indices) != 1:
         raise TypeError(
-            f"indices must be a slice or an integer array of shape (m,), got {indices!r}. Write "
-            "jnp.asarray([...]), or jnp.flatnonzero(mask) for a mask."
+            f"indices must be a slice or an integer array of shape (m,), got {show(indices)}. Write "
+            "jnp.asarray([...]); a mask of bools is for outside of jit only."
         )
-    values = known_values(indices)
-    if values is not None and not (-batch_size <= values.min() and values.max() < batch_size):
+    values = None if is_mask else known_values(indices)
+    if (
+        values is not None
+        and values.size
+        and not (-batch_size <= values.min() and values.max() < batch_size)
+    ):
         raise ValueError(
             f"indices must lie in [0, {batch_size}), the examples of the batch, got values from "
             f"{values.min()} to {values.max()}."

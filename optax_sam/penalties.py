@@ -62,7 +62,7 @@ def last_layer_penalty(
             "The penalty is their mean over the examples."
         )
 
-    def sum_of_squares(array):
+    def sum_of_squares(array: jax.Array) -> jax.Array:
         wide = array.astype(jnp.promote_types(array.dtype, jnp.float32))
         return jnp.sum(jnp.square(wide))
 

@@ -131,6 +131,11 @@ def on_first(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         objective = require_objective(loss_fn, "ascent on a part of the batch (ascent_fraction)")
+        if params is None:
+            raise ValueError(
+                "on_first(...) takes another gradient, but params is None: call "
+                "update(updates, state, params, loss_fn=objective)."
+            )
         # 0.2 * 5 is 1 example, also in floating point.
         count = max(1, math.floor(fraction * objective.batch_size + 1e-9))
         part = objective.subset(slice(0, count))
@@ -150,8 +155,7 @@ def check_ascent_fraction(name: str, fraction: Any) -> None:
     if not isinstance(fraction, int | float) or fraction == 0:
         raise ValueError(
             f"{name} must lie in (0, 1] and be a Python number, got {fraction!r}. It decides how "
-            "many "
-            "examples are computed."
+            "many examples are computed."
         )
 
 
@@ -369,9 +373,10 @@ def sometimes(
             when=optax.EmptyState() if condition is None else condition.init(params),
         )
 
-    def is_due(step: optax.OptState) -> tuple[Any, optax.OptState]:
-        if not isinstance(step, ScheduleState):
+    def is_due(step: Any) -> tuple[Any, optax.OptState]:
+        if not counted:
             return jnp.asarray(True), step
+        check_state(step, ScheduleState, "sometimes, whose condition counts steps")
         count = step.count
         due = (count >= start) & ((count - start) % k == 0)
         if stop_step is not None:

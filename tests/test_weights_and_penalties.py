@@ -198,7 +198,9 @@ class TestWeights:
         inputs, labels, _ = batch()
         mask = np.arange(BATCH) % 3 == 0
         actual, _ = direction_of(optax_sam.sam(RHO), inputs, labels, jnp.asarray(mask))
-        assert_exact(actual, by_hand("sam", mlp_parameters(), inputs[mask], labels[mask], jnp.ones(3)))
+        assert_exact(
+            actual, by_hand("sam", mlp_parameters(), inputs[mask], labels[mask], jnp.ones(3))
+        )
 
     def test_weights_count_relative_to_each_other(self):
         inputs, labels, weights = batch()
@@ -274,12 +276,11 @@ class TestPenalty:
         tx = optax_sam.sam(RHO, mask=mask, ascent_steps=2)
         actual, _ = direction_of(tx, inputs, labels, weights, penalty=penalty)
         objective = Objective(apply_mlp, inputs, labels, weights=weights, penalty=penalty)
-        params = mlp_parameters()
+        moved = mlp_parameters()
         for _ in range(2):
-            start = params if _ == 0 else moved
-            grads = jax.grad(objective)(start)
+            grads = jax.grad(objective)(moved)
             kept = {k: g if mask[k] else jnp.zeros_like(g) for k, g in grads.items()}
-            moved = climbed(start, kept, RHO / 2)
+            moved = climbed(moved, kept, RHO / 2)
         assert_exact(actual, jax.grad(objective)(moved))
 
     @pytest.mark.parametrize(

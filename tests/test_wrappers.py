@@ -83,7 +83,7 @@ class TestInSteps:
         params = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([1.0])}
         tx = optax_sam.sam(RHO, mask={"a": True, "b": False}, ascent_steps=3)
         grads = jax.grad(loss_fn)(params)
-        direction, state = tx.update(grads, tx.init(params), params, loss_fn=loss_fn)
+        direction, _ = tx.update(grads, tx.init(params), params, loss_fn=loss_fn)
         moved = params
         for _ in range(3):
             moved = moved | {"a": moved["a"] + RHO / 3 * unit(jax.grad(loss_fn)(moved)["a"])}
@@ -223,7 +223,9 @@ class TestCleanGrads:
 
     def test_refusals(self):
         tx = optax_sam.sam(RHO)
-        with pytest.raises(ValueError, match="clean_grads must be gradients with the tree structure"):
+        with pytest.raises(
+            ValueError, match="clean_grads must be gradients with the tree structure"
+        ):
             update(tx, clean_grads={"w": START})
         with pytest.raises(ValueError, match=r"clean_grads must have the shapes of params.*\(2,\)"):
             update(tx, clean_grads=jnp.ones(2))
@@ -377,7 +379,9 @@ class TestSometimes:
 
     def test_refusals(self):
         sam = optax_sam.sam(RHO)
-        with pytest.raises(ValueError, match=r"needs a condition: every_k, start_step, stop_step or"):
+        with pytest.raises(
+            ValueError, match=r"needs a condition: every_k, start_step, stop_step or"
+        ):
             optax_sam.sometimes(sam)
         with pytest.raises(ValueError, match="every_k must be at least 1, got 0"):
             optax_sam.sometimes(sam, every_k=0)

@@ -39,7 +39,8 @@ class Model(NamedTuple):
                 f"{len(self.mean):,}. Give the same features."
             )
         lanes = {name: array[None] for name, array in self.params.items()}
-        return predict(lanes, inputs, self.mean, self.deviation)[0]
+        logits: np.ndarray = predict(lanes, inputs, self.mean, self.deviation)[0]
+        return logits
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
         """Shape ``(n, classes)``."""

@@ -1,5 +1,8 @@
 """The SANER paper's ablations: SAM on some sets of coordinates, SGD on the others."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -39,21 +42,28 @@ def restrict_to_coordinates(
     References:
       Luong et al., arXiv 2411.17132, section 4 (which set gives SAM its robustness).
     """
-    if not isinstance(sets, str) or not sets or not set(sets.upper()) <= set("ABC"):
+    if not isinstance(sets, str) or not set(sets.upper()) <= set("ABC"):
         raise ValueError(f"sets must be letters out of 'ABC', such as 'B' or 'AC', got {sets!r}.")
     if ratio_epsilon is not None:
         check_number("ratio_epsilon", ratio_epsilon, minimum=0)
     letters = set(sets.lower())
 
-    def init(params):
+    def init(params: optax.Params) -> optax.OptState:
         del params
         return optax.EmptyState()
 
-    def update(updates, state, params=None, *, clean_grads=None, **extra_args):
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        clean_grads: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra_args
-        require_clean_gradients(clean_grads, updates, "restrict_to_coordinates")
+        clean_grads = require_clean_gradients(clean_grads, updates, "restrict_to_coordinates")
 
-        def choose(perturbed, clean):
+        def choose(perturbed: jax.Array, clean: jax.Array) -> jax.Array:
             masks = coordinate_sets(clean, perturbed, ratio_epsilon)._asdict()
             keep = jnp.zeros(perturbed.shape, bool)
             for letter in letters:

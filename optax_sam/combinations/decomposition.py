@@ -1,10 +1,11 @@
 """Combinations that split one gradient along the other: GSAM and LookSAM."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_sam import _tree
@@ -52,13 +53,20 @@ def subtract_orthogonal(alpha: optax.ScalarOrSchedule) -> optax.GradientTransfor
     """
     amount = Hyperparameter("alpha", alpha)
 
-    def init(params):
+    def init(params: optax.Params) -> optax.OptState:
         del params
         return amount.init()
 
-    def update(updates, state, params=None, *, clean_grads=None, **extra_args):
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        clean_grads: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra_args
-        require_clean_gradients(clean_grads, updates, "subtract_orthogonal")
+        clean_grads = require_clean_gradients(clean_grads, updates, "subtract_orthogonal")
         alpha, state = amount.read(state, _tree.accumulation_dtype(updates))
         orthogonal = orthogonal_part(clean_grads, updates)
         return _tree.linear(jnp.ones_like(alpha), updates, -alpha, orthogonal), state
@@ -114,12 +122,20 @@ def reuse_orthogonal(
     amount = Hyperparameter("alpha", alpha, minimum=0)
     check_number("norm_epsilon", norm_epsilon, minimum=0)
 
-    def init(params):
+    def init(params: optax.Params) -> ReuseOrthogonalState:
         return ReuseOrthogonalState(orthogonal=_tree.zeros_like(params), alpha=amount.init())
 
-    def update(updates, state, params=None, *, clean_grads=None, is_ascent_step=None, **extra_args):
+    def update(
+        updates: optax.Updates,
+        state: ReuseOrthogonalState,
+        params: optax.Params | None = None,
+        *,
+        clean_grads: optax.Updates | None = None,
+        is_ascent_step: bool | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ReuseOrthogonalState]:
         del params, extra_args
-        require_clean_gradients(clean_grads, updates, "reuse_orthogonal")
+        clean_grads = require_clean_gradients(clean_grads, updates, "reuse_orthogonal")
         if is_ascent_step is None or isinstance(is_ascent_step, jax.core.Tracer):
             raise TypeError(
                 "reuse_orthogonal must know whether this step has a second gradient, got "
@@ -154,5 +170,5 @@ def _zero_if_rounding(part: chex.ArrayTree, whole: chex.ArrayTree) -> chex.Array
     LookSAM would scale it up to the length of the gradient.
     """
     length = _tree.norm(part)
-    rounding = 16 * jnp.finfo(length.dtype).eps * _tree.norm(whole)
+    rounding = 16 * float(np.finfo(length.dtype).eps) * _tree.norm(whole)
     return _tree.scale(part, jnp.where(length <= rounding, 0, jnp.ones_like(length)))

@@ -1,6 +1,7 @@
 """SANER's combination: magnify the down-weighting that SAM does."""
 
-from typing import NamedTuple
+import contextlib
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -70,15 +71,22 @@ def down_weight(
     if ratio_epsilon is not None:
         check_number("ratio_epsilon", ratio_epsilon, minimum=0)
 
-    def init(params):
+    def init(params: optax.Params) -> DownWeightingState:
         return DownWeightingState(
             alpha=strength.init(),
             down_weighted_fraction=jnp.zeros([], _tree.accumulation_dtype(params)),
         )
 
-    def update(updates, state, params=None, *, clean_grads=None, **extra_args):
+    def update(
+        updates: optax.Updates,
+        state: DownWeightingState,
+        params: optax.Params | None = None,
+        *,
+        clean_grads: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, DownWeightingState]:
         del params, extra_args
-        require_clean_gradients(clean_grads, updates, "down_weight")
+        clean_grads = require_clean_gradients(clean_grads, updates, "down_weight")
         dtype = _tree.accumulation_dtype(updates)
         alpha, alpha_state = strength.read(state.alpha, dtype)
         sets = jax.tree.map(
@@ -137,18 +145,32 @@ def linear_warmup_alpha(alpha: float, warmup_epochs: int, steps_per_epoch: int) 
 
 def require_clean_gradients(
     clean_grads: chex.ArrayTree | None, updates: chex.ArrayTree, name: str
-) -> None:
-    """Says what a combination misses when it is used outside of the engine."""
+) -> chex.ArrayTree:
+    """The clean gradient of the leaves that a combination sees; says what is missing otherwise.
+
+    Under ``optax.masked`` and ``optax.partition`` a combination sees some leaves only.
+    """
     if clean_grads is None:
         raise ValueError(
             f"{name} compares with the gradient at the unperturbed parameters, but clean_grads is "
-            "None: pass clean_grads=, or use it as combination= of optax_sam.sharpness_aware, "
-            "which does."
+            "None: pass clean_grads=, or use it as combination= of optax_sam.sharpness_aware, which "
+            "does. If it is one, a wrapper around it drops extra arguments: leave that out."
         )
-    check_like(
-        "clean_grads",
-        clean_grads,
-        updates,
-        of="updates",
-        remedy="Both are gradients of the same parameters.",
+    remedy = (
+        f"{name} compares the two, so they must be gradients of the same parameters. A wrapper "
+        "around it, such as optax.flatten, changes the updates only: leave it out."
     )
+
+    def is_hidden(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
+
+    seen = clean_grads
+    with contextlib.suppress(ValueError):
+        seen = jax.tree.map(
+            lambda update, clean: update if is_hidden(update) else clean,
+            updates,
+            clean_grads,
+            is_leaf=is_hidden,
+        )
+    check_like("clean_grads", seen, updates, of="updates", remedy=remedy)
+    return seen

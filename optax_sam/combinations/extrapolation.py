@@ -1,5 +1,7 @@
 """WSAM's combination."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import optax
 
@@ -37,13 +39,20 @@ def extrapolate(gamma: optax.ScalarOrSchedule) -> optax.GradientTransformationEx
     """
     weight = Hyperparameter("gamma", gamma, minimum=0, maximum=1, exclusive_maximum=True)
 
-    def init(params):
+    def init(params: optax.Params) -> optax.OptState:
         del params
         return weight.init()
 
-    def update(updates, state, params=None, *, clean_grads=None, **extra_args):
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        clean_grads: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra_args
-        require_clean_gradients(clean_grads, updates, "extrapolate")
+        clean_grads = require_clean_gradients(clean_grads, updates, "extrapolate")
         gamma, state = weight.read(state, _tree.accumulation_dtype(updates))
         ratio = gamma / (1 - gamma)
         # Not g + ratio (g' - g): this form is g' exactly at ratio 1 and g exactly at 0.

@@ -1,12 +1,13 @@
 """The shares of the SANER paper's three sets of coordinates."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from optax_sam import _tree
+from optax_sam._checks import kinds
 from optax_sam._hyperparameters import check_number
 from optax_sam.combinations._coordinates import coordinate_sets
 
@@ -59,7 +60,10 @@ def coordinate_shares(
     _check_match(clean_grads, perturbed_grads)
     size = _tree.size(clean_grads)
     if size == 0:
-        raise ValueError("the gradients have no floating coordinate.")
+        raise ValueError(
+            f"clean_grads must have floating coordinates, got {kinds(clean_grads)}. Pass the "
+            "gradients of the parameters."
+        )
     pairs = zip(
         _tree.floating_leaves(clean_grads), _tree.floating_leaves(perturbed_grads), strict=True
     )
@@ -69,11 +73,12 @@ def coordinate_shares(
 
 
 def _check_match(clean_grads: chex.ArrayTree, perturbed_grads: chex.ArrayTree) -> None:
-    structures = jax.tree.structure(clean_grads), jax.tree.structure(perturbed_grads)
-    if structures[0] != structures[1]:
+    clean_structure: Any = jax.tree.structure(clean_grads)
+    perturbed_structure: Any = jax.tree.structure(perturbed_grads)
+    if clean_structure != perturbed_structure:
         raise ValueError(
-            f"clean_grads and perturbed_grads have different structures: {structures[0]} and "
-            f"{structures[1]}. Both are gradients of the same parameters."
+            f"clean_grads and perturbed_grads have different structures: {clean_structure} and "
+            f"{perturbed_structure}. Both are gradients of the same parameters."
         )
     leaves = zip(
         jax.tree_util.tree_leaves_with_path(clean_grads),

@@ -1,6 +1,7 @@
 """The perturbation of ASAM."""
 
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -49,14 +50,16 @@ def adaptive(
     radius = Hyperparameter("rho", rho, minimum=0)
     check_number("eta", eta, minimum=0)
 
-    def init(params):
+    def init(params: optax.Params) -> optax.OptState:
         del params
         return radius.init()
 
-    def update(updates, state, params=None):
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError(
-                "adaptive(...) measures by the parameters, but params is None: call "
+                "adaptive(...) needs the parameters, but params is None: call "
                 "update(updates, state, params)."
             )
         check_like("updates", updates, params, of="params", remedy="Pass gradients in params.")
@@ -64,7 +67,7 @@ def adaptive(
         scaled = resolve_mask("scale_mask", scale_mask, params)
         offset = jnp.asarray(eta).astype(dtype)
 
-        def stretch(gradient, param, is_scaled):
+        def stretch(gradient: Any, param: jax.Array, is_scaled: bool) -> Any:
             if not is_scaled or not _tree.is_floating(gradient):
                 return gradient
             return (jnp.abs(param.astype(dtype)) + offset) * gradient.astype(dtype)

@@ -58,7 +58,9 @@ def moving_average(theta: float) -> optax.GradientTransformation:
         remedy="At 0 the average would never change.",
     )
 
-    def update(updates, state, params=None):
+    def update(
+        updates: optax.Updates, state: MovingAverageState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, MovingAverageState]:
         del params
         average = _blend(state, updates, 1 - theta)
         return average, MovingAverageState(optax.safe_increment(state.count), average)
@@ -98,7 +100,9 @@ def subtract_moving_average(sigma: float = 1.0, decay: float = 0.9) -> optax.Gra
     check_number("sigma", sigma)
     check_number("decay", decay, minimum=0, maximum=1)
 
-    def update(updates, state, params=None):
+    def update(
+        updates: optax.Updates, state: MovingAverageState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, MovingAverageState]:
         del params
         dtype = _tree.accumulation_dtype(updates)
         amount = jnp.where(state.count == 0, 0, jnp.asarray(sigma).astype(dtype))
@@ -109,11 +113,11 @@ def subtract_moving_average(sigma: float = 1.0, decay: float = 0.9) -> optax.Gra
     return optax.GradientTransformation(_init, update)
 
 
-def _init(params):
+def _init(params: optax.Params) -> MovingAverageState:
     return MovingAverageState(count=jnp.zeros([], jnp.int32), average=_tree.zeros_like(params))
 
 
-def _blend(state, updates, decay):
+def _blend(state: MovingAverageState, updates: optax.Updates, decay: chex.Numeric) -> optax.Updates:
     """``decay * average + (1 - decay) * updates``, and just the updates at the first step."""
     check_like(
         "the average in the state",

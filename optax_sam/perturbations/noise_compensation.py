@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -106,7 +107,7 @@ def add_noise_compensation(
         check_callable("label_of", label_of, "Pass e.g. label_of=lambda labels: labels['...'].")
     start_step = check_integer("start_step", start_step, minimum=0)
 
-    def init(params):
+    def init(params: optax.Params) -> NoiseCompensationState:
         del params
         return NoiseCompensationState(count=jnp.zeros([], jnp.int32), strength=amount.init())
 
@@ -181,7 +182,7 @@ def noise_compensation_schedule(kappa: float, total_steps: int) -> optax.Schedul
     check_number("kappa", kappa, minimum=0)
     total_steps = check_integer("total_steps", total_steps, minimum=1)
 
-    def schedule(step):
+    def schedule(step: chex.Numeric) -> chex.Numeric:
         t = jnp.minimum(step / total_steps, 1)
         return kappa * jnp.minimum(2 * (3 - 2 * t) * t**2, 1)
 
@@ -194,8 +195,7 @@ def choose_examples(logits: jax.Array, flip_ratio: float, key: jax.Array | None)
     if count == 0:
         raise ValueError(
             f"flip_ratio={flip_ratio} chooses no example of a batch (or a group, with group_size) "
-            "of "
-            f"{logits.shape[0]}: take a larger ratio, batch or group."
+            f"of {logits.shape[0]}: take a larger ratio, batch or group."
         )
     if logits.shape[-1] < 2:
         raise ValueError(
@@ -224,10 +224,8 @@ def _with_flipped_labels(
     if not hasattr(logits, "ndim") or logits.ndim != 2:
         raise TypeError(
             "the noise compensation of NCSAM flips one label per example, so it needs logits of "
-            "shape "
-            f"(B, classes), got {kinds(logits)}. For one label per token map the network over "
-            "tokens, "
-            "or use another method."
+            f"shape (B, classes), got {kinds(logits)}. For one label per token map the network "
+            "over tokens, or use another method."
         )
     leaves, treedef = jax.tree.flatten(objective.labels)
     index = _label_index(leaves, objective.labels, logits, label_of)
@@ -261,11 +259,9 @@ def _label_index(
         _is_class_number(leaves[found[0]]) or _is_soft(leaves[found[0]], logits)
     ):
         raise TypeError(
-            "the noise compensation of NCSAM flips labels, so it needs one array of integer labels "
-            "of shape "
-            f"(B,), or of soft labels like the logits, {logits.shape}; got labels "
-            f"{kinds(labels)}. Name the "
-            "array with label_of=lambda labels: labels['...']."
+            "the noise compensation of NCSAM flips labels, so it needs one array of integer "
+            f"labels of shape (B,), or of soft labels like the logits, {logits.shape}; got labels "
+            f"{kinds(labels)}. Name the array with label_of=lambda labels: labels['...']."
         )
     return found[0]
 

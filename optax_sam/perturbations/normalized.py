@@ -6,16 +6,6 @@ from optax_sam import _tree
 from optax_sam._hyperparameters import Hyperparameter
 
 
-class NormalizedPerturbation(optax.GradientTransformation):
-    """What :func:`normalized` returns: a transformation that knows its radius.
-
-    The gradient's norm is all that it needs, which lets a perturbation per example be computed without
-    a gradient per example.
-    """
-
-    radius: Hyperparameter
-
-
 def normalized(rho: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     r"""Climbs along the gradient to distance ρ: :math:`\epsilon = \rho \, g / \lVert g \rVert`.
 
@@ -47,16 +37,16 @@ def normalized(rho: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     """
     radius = Hyperparameter("rho", rho, minimum=0)
 
-    def init(params):
+    def init(params: optax.Params) -> optax.OptState:
         del params
         return radius.init()
 
-    def update(updates, state, params=None):
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params
         length = _tree.norm(updates)
         rho, state = radius.read(state, length.dtype)
         return _tree.scale(updates, _tree.divide_or_zero(rho, length)), state
 
-    perturbation = NormalizedPerturbation(init, update)
-    perturbation.radius = radius
-    return perturbation
+    return optax.GradientTransformation(init, update)

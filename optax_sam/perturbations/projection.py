@@ -35,11 +35,13 @@ def project_to_ball(rho: optax.ScalarOrSchedule) -> optax.GradientTransformation
     """
     radius = Hyperparameter("rho", rho, minimum=0)
 
-    def init(params):
+    def init(params: optax.Params) -> optax.OptState:
         del params
         return radius.init()
 
-    def update(updates, state, params=None):
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params
         length = _tree.norm(updates)
         rho, state = radius.read(state, length.dtype)

@@ -11,16 +11,17 @@ from tests.clients.by_hand import RHO
 from tests.problems import apply_mlp, examples, mlp_parameters
 
 STEPS = 4  # the scale overflows, falls, and grows again
-optimizer = optax.sgd(0.1, momentum=0.9)
+TINY = 2.0**-17  # a loss whose unscaled gradients underflow
+optimizer = optax.sgd(0.1 / TINY, momentum=0.9)
 inputs, labels = examples()
-SCALE = jnp.float32(2.0**17)
+SCALE = jnp.float32(2.0**17 / TINY)
 
 
 def loss_fn(params):
     half = jax.tree.map(lambda x: x.astype(jnp.float16), params)
     logits = apply_mlp(half, inputs.astype(jnp.float16))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses.astype(jnp.float32).mean()
+    return TINY * losses.astype(jnp.float32).mean()
 
 
 def with_flax(tx):
