@@ -255,7 +255,9 @@ ROWS = {
     "sam, two ascent steps": Row(ours(optax_sam.sam, RHO, ascent_steps=2)),
     "SGD, last-layer penalty": Row(penalized),
     "SGD, microbatches of 16": Row(in_microbatches(None), separates=True, divisor=MICROBATCH),
-    "sam, microbatches of 16": Row(in_microbatches(optax_sam.sam), separates=True, divisor=MICROBATCH),
+    "sam, microbatches of 16": Row(
+        in_microbatches(optax_sam.sam), separates=True, divisor=MICROBATCH
+    ),
     "1-SAM, naive vmap": Row(naive_1_sam, separates=True),
     "1-SAM": grouped(optax_sam.sam, 1),
     "1-J-SAM": grouped(optax_sam.jsam, 1),

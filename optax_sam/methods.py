@@ -112,15 +112,13 @@ def _compose(
         if given.get("group_size") is not None:
             raise ValueError(
                 f"ascent_fraction={fraction} cannot be combined with "
-                f"group_size={given['group_size']}: "
-                "each group climbs along its own gradient."
+                f"group_size={given['group_size']}: each group climbs along its own gradient."
             )
         perturbation = on_first(perturbation, fraction)
     if along_previous_direction and given.get("group_size") is not None:
         raise ValueError(
             f"msam climbs along its own last direction, so group_size={given['group_size']}, which "
-            "gives "
-            "each group its own, has no meaning. Leave it out."
+            "gives each group its own, has no meaning. Leave it out."
         )
     users = given.pop("combination", None)
     if users is not None:

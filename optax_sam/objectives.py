@@ -265,8 +265,7 @@ class Objective:
         if weights.shape != losses.shape[: weights.ndim]:
             raise ValueError(
                 f"weights must have shape {losses.shape} like the losses, or a leading part of it "
-                "such "
-                f"as {losses.shape[:1]}, got {weights.shape}."
+                f"such as {losses.shape[:1]}, got {weights.shape}."
             )
         weights = weights.astype(_tree.accumulation_dtype(losses))
         weights = weights.reshape(*weights.shape, *(1,) * (losses.ndim - weights.ndim))

@@ -216,7 +216,9 @@ def test_gram_norms_are_not_negative():
     for seed in range(20):
         x, delta = (
             jax.random.normal(key, (width,))
-            for key, width in zip(jax.random.split(jax.random.key(seed)), (rows, outputs), strict=True)
+            for key, width in zip(
+                jax.random.split(jax.random.key(seed)), (rows, outputs), strict=True
+            )
         )
         inputs = jnp.tile(x, (positions, 1))
         cotangent = jnp.stack([0.1 * delta, 0.2 * delta, 0.7 * delta, -delta])
