@@ -289,7 +289,7 @@ class TestPenalty:
     )
     def test_a_penalty_is_a_scalar(self, wrong):
         objective = Objective(apply_mlp, *examples(), penalty=wrong)
-        with pytest.raises(TypeError, match=r"penalty must return a scalar, got shape"):
+        with pytest.raises(TypeError, match="penalty must return a scalar, got (float|int)"):
             objective(mlp_parameters())
 
     def test_a_penalty_is_a_function(self):
