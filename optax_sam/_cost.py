@@ -62,7 +62,9 @@ def _of_convolution(equation: Any) -> int:
     numbers = parameters["dimension_numbers"]
     inputs, kernel = (variable.aval.shape for variable in equation.invars)
     outputs = equation.outvars[0].aval.shape
-    count = outputs[numbers.out_spec[0]] * outputs[numbers.out_spec[1]] * kernel[numbers.rhs_spec[1]]
+    count = (
+        outputs[numbers.out_spec[0]] * outputs[numbers.out_spec[1]] * kernel[numbers.rhs_spec[1]]
+    )
     for axis in range(len(parameters["window_strides"])):
         length = inputs[numbers.lhs_spec[2 + axis]]
         spread = parameters["lhs_dilation"][axis]

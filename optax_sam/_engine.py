@@ -174,8 +174,7 @@ class Engine:
         if self.mask is not None and not any(jax.tree.leaves(mask)):
             raise ValueError(
                 "mask excludes every parameter, so nothing would be perturbed. Set it to True "
-                "where a "
-                "leaf is to be perturbed; without perturbation use the optimizer alone."
+                "where a leaf is to be perturbed; without perturbation use the optimizer alone."
             )
         return mask
 
@@ -195,9 +194,8 @@ class Engine:
         if reason != _FASTER_BY_ITSELF:
             warnings.warn(
                 f"group_size={self.group_size} differentiates every group by itself, which is "
-                "exact but may "
-                f"take 3 to 25 times as long as one perturbation for the batch: {reason}. "
-                "optax_sam.explain(tx, objective, params) tells more.",
+                "exact but may take 3 to 25 times as long as one perturbation for the batch: "
+                f"{reason}. optax_sam.explain(tx, objective, params) tells more.",
                 stacklevel=2,
             )
         if self.group_size == 1:
@@ -222,9 +220,8 @@ class Engine:
         if step.clean_grads is not step.gradients:
             raise ValueError(
                 "with group_size each group climbs along its own gradient, so it cannot be "
-                "combined with "
-                "a wrapper that chooses the direction, such as optax_sam.along_previous "
-                "(Momentum-SAM)."
+                "combined with a wrapper that chooses the direction, such as "
+                "optax_sam.along_previous (Momentum-SAM)."
             )
         if self.group_size == objective.batch_size:
             return ONE_GROUP
@@ -348,10 +345,9 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
         raise TypeError(
             "a sharpness-aware method evaluates the loss, which needs all parameters, but "
-            "optax.masked "
-            "or optax.partition around it hides some. To perturb some leaves only, pass mask= to "
-            "the "
-            "method; to train some only, mask the optimizer behind it in the chain."
+            "optax.masked or optax.partition around it hides some. To perturb some leaves only, "
+            "pass mask= to the method; to train some only, mask the optimizer behind it in the "
+            "chain."
         )
     for name in extra_args:
         close = difflib.get_close_matches(name, _KNOWN_ARGUMENTS, n=1, cutoff=0.75)
@@ -370,8 +366,7 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
     if not callable(loss_fn):
         raise TypeError(
             f"loss_fn must be a function of the parameters, got {loss_fn!r}. Pass the function "
-            "itself, not "
-            "the value of the loss."
+            "itself, not the value of the loss."
         )
     check_state(state, SharpnessAwareState, "this sharpness-aware method")
 
@@ -382,9 +377,8 @@ def _refuse_complex(params: Any) -> None:
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
                 f"parameter {jax.tree_util.keystr(path)} is complex ({dtype}); the ascent "
-                "direction "
-                "of a complex gradient depends on a convention. Store its real and imaginary parts "
-                "as two real parameters."
+                "direction of a complex gradient depends on a convention. Store its real and "
+                "imaginary parts as two real parameters."
             )
 
 

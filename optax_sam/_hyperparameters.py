@@ -79,8 +79,7 @@ def check_integer(name: str, value: Any, *, minimum: int) -> int:
     if isinstance(value, jax.Array):
         raise TypeError(
             f"{name} must be an integer that is known when the step is compiled, got {value!r}. "
-            "Pass "
-            f"int({name}); under optax.inject_hyperparams name it in static_args=({name!r},)."
+            f"Pass int({name}); under optax.inject_hyperparams name it in static_args=({name!r},)."
         )
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {value!r}.")

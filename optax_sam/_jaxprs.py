@@ -131,5 +131,11 @@ def inner_jaxprs(equation: core.JaxprEqn) -> list[tuple[str, Any]]:
 
 
 def source_line(equation: core.JaxprEqn) -> str:
-    """Where the user's program made an equation: ``file:line (function)``."""
+    """Where the user's program made an equation: ``file:line (function)``; empty if JAX did."""
     return source_info_util.summarize(equation.source_info)
+
+
+def name_and_line(equation: core.JaxprEqn) -> str:
+    """An equation for a message: its primitive, and where it was made if that is known."""
+    line = source_line(equation)
+    return f"`{equation.primitive.name}`" + (f" at {line}" if line else "")

@@ -75,10 +75,8 @@ def split_loss_and_aux(output: Any, params: chex.ArrayTree) -> tuple[jax.Array, 
         if isinstance(loss, tuple) or _is_like(aux, params):
             raise TypeError(
                 "loss_fn must return a scalar loss, got (value, gradients). Pass the loss itself, "
-                "not "
-                "jax.value_and_grad(loss). If the second value is auxiliary output that looks like "
-                "the "
-                "parameters, put it into a dictionary: return loss, {'aux': aux}."
+                "not jax.value_and_grad(loss). If the second value is auxiliary output that looks "
+                "like the parameters, put it into a dictionary: return loss, {'aux': aux}."
             )
     if not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
         raise TypeError(
@@ -167,18 +165,14 @@ def check_losses(
     if shape[:1] != (batch_size,):
         raise ValueError(
             f"loss must return one value per example, shape ({batch_size}, ...), got shape "
-            f"{shape}. "
-            "Objective takes the mean itself: pass the loss without it."
+            f"{shape}. Objective takes the mean itself: pass the loss without it."
         )
     if batch_size > 1 and batch_size in shape[1:] and _grows_twice(loss, logits, labels, shape):
         raise ValueError(
             f"loss must return one value per example, got shape {shape}: it compares every example "
-            "with "
-            f"every other one, because logits of shape {jax.tree.map(jnp.shape, logits)} and "
-            "labels of "
-            f"shape {jax.tree.map(jnp.shape, labels)} are broadcast against each other. Give both "
-            "the "
-            "same shape."
+            f"with every other one, because logits of shape {jax.tree.map(jnp.shape, logits)} and "
+            f"labels of shape {jax.tree.map(jnp.shape, labels)} are broadcast against each other. "
+            "Give both the same shape."
         )
 
 

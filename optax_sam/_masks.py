@@ -30,17 +30,16 @@ def resolve_mask(name: str, mask: MaskOrFunction, params: chex.ArrayTree) -> Mas
     if isinstance(mask, bool | np.bool_ | jax.Array | np.ndarray | str | Iterator):
         raise TypeError(
             f"{name} must be a pytree of Python bools like the parameters, got {mask!r}. To take "
-            "all "
-            "leaves leave it out. If you passed a function under optax.inject_hyperparams, it was "
-            f"taken for a schedule and called with the step: name it in static_args=({name!r},)."
+            "all leaves leave it out. If you passed a function under optax.inject_hyperparams, it "
+            "was taken for a schedule and called with the step: name it in "
+            f"static_args=({name!r},)."
         )
 
     def spread(flag: Any, subtree: Any) -> Any:
         if not isinstance(flag, bool | np.bool_):
             raise TypeError(
-                f"{name} must be a pytree of Python bools, got a leaf {show(flag)}. Masks are part of "
-                "the "
-                "program, not of the data: build them outside of jit, and under "
+                f"{name} must be a pytree of Python bools, got a leaf {show(flag)}. Masks are part "
+                "of the program, not of the data: build them outside of jit, and under "
                 f"optax.inject_hyperparams name them in static_args=({name!r},)."
             )
         return jax.tree.map(lambda _: bool(flag), subtree)

@@ -80,8 +80,7 @@ def as_stage(name: str, stage: Any) -> optax.GradientTransformationExtraArgs:
         if contains_method(state):
             raise TypeError(
                 f"{name} is a stage of a method, but it was given a whole method (optax_sam.sam, "
-                "saner, "
-                "...). Pass a stage, such as perturbation=optax_sam.normalized(rho) or "
+                "saner, ...). Pass a stage, such as perturbation=optax_sam.normalized(rho) or "
                 "combination=optax_sam.down_weight(alpha) for SANER on top of another method."
             )
         if name == "perturbation" and isinstance(state, optax.ConditionallyTransformState):

@@ -257,8 +257,7 @@ def check_logits(objective: Objective, params: chex.ArrayTree, logits: chex.Arra
         raise ValueError(
             f"logits must be those of the objective's {objective.batch_size} examples, "
             f"{kinds(expected)}, got {kinds(logits)}. Pass the logits of the training step's own "
-            "forward "
-            "pass as the network returns them, or none."
+            "forward pass as the network returns them, or none."
         )
 
 
@@ -269,11 +268,9 @@ def _warn_of_constant_logit_term(
     jaxpr = jax.make_jaxpr(objective.logit_gradient)(logits)
     if not _jaxprs.depends_on_inputs(jaxpr, len(jax.tree.leaves(logits))):
         warnings.warn(
-            "the derivative of the loss in the network's output does not depend on that output, as "
-            "with a "
-            f"network that ends in log_softmax. {consequence}. Let the network return logits, and "
-            "put the "
-            "log_softmax into the loss.",
+            "the derivative of the loss in the network's output does not depend on that output, "
+            f"as with a network that ends in log_softmax. {consequence}. Let the network return "
+            "logits, and put the log_softmax into the loss.",
             stacklevel=2,
         )
 
@@ -309,11 +306,10 @@ def _warn_of_new_functions(loss_fn: Callable[..., Any]) -> None:
     seen.add(id(loss_fn))
     if len(seen) == _MANY:
         warnings.warn(
-            f"{_MANY} different functions made by the same line ({code.co_filename}:"
-            f"{code.co_firstlineno}) were compiled one by one, and each is kept in memory. Put the "
-            "training step under jax.jit, or pass an optax_sam.Objective, whose batch is an "
-            "argument of one "
-            "compiled function.",
+            f"{_MANY} different functions made by the same line "
+            f"({code.co_filename}:{code.co_firstlineno}) were compiled one by one, and each is "
+            "kept in memory. Put the training step under jax.jit, or pass an optax_sam.Objective, "
+            "whose batch is an argument of one compiled function.",
             stacklevel=3,
         )
 

@@ -11,6 +11,7 @@ import jax
 import optax
 
 from optax_sam import _cost, _tree
+from optax_sam._checks import check_callable
 from optax_sam._engine import ONE_GROUP, Decision, Engine, decisions
 from optax_sam.evaluations import value_and_gradients
 from optax_sam.independence import check_independence
@@ -78,6 +79,9 @@ def explain(
             "tx must be an optimizer, e.g. optax.chain(optax_sam.sam(0.05), optax.sgd(0.1)), got "
             f"{tx!r}."
         )
+    check_callable(
+        "objective", objective, "Pass the loss of the step, e.g. optax_sam.Objective(...)."
+    )
     update = tx.update
     if isinstance(tx, optax.GradientTransformation):
         update = optax.with_extra_args_support(tx).update
@@ -193,7 +197,9 @@ def _describe(transformation: Any) -> str:
     name = _name(update) if owner is None else type(owner).__name__
     held = _held(update if owner is None else owner)
     inner = [_describe(part) for part in _transformations(held)]
-    if "inner_factory" in held:  # of optax.inject_hyperparams, which makes the inner one in each step
+    if (
+        "inner_factory" in held
+    ):  # of optax.inject_hyperparams, which makes the inner one in each step
         inner.append(_name(held["inner_factory"]))
     if name in _TRANSPARENT and len(inner) == 1:
         return inner[0]

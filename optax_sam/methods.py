@@ -112,15 +112,13 @@ def _compose(
         if given.get("group_size") is not None:
             raise ValueError(
                 f"ascent_fraction={fraction} cannot be combined with "
-                f"group_size={given['group_size']}: "
-                "each group climbs along its own gradient."
+                f"group_size={given['group_size']}: each group climbs along its own gradient."
             )
         perturbation = on_first(perturbation, fraction)
     if along_previous_direction and given.get("group_size") is not None:
         raise ValueError(
             f"msam climbs along its own last direction, so group_size={given['group_size']}, which "
-            "gives "
-            "each group its own, has no meaning. Leave it out."
+            "gives each group its own, has no meaning. Leave it out."
         )
     users = given.pop("combination", None)
     if users is not None:
@@ -610,8 +608,8 @@ def looksam(  # type: ignore[misc]  # every_k has a default of its own here
       every_k: k ≥ 1. k = 1 is SAM.
       alpha: α ≥ 0, length of the reused part relative to g; a number or a schedule.
       norm_epsilon: added to ‖v‖; see :func:`optax_sam.reuse_orthogonal`.
-      **options: see :class:`optax_sam.Options`. A ``combination`` acts on the
-        steps with a second gradient.
+      **options: see :class:`optax_sam.Options`. A ``combination`` acts on
+        every step, behind the reused part.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.

@@ -185,17 +185,16 @@ class _Snapshot:
             raise ValueError(
                 f"the loss changes {names}, but in the live objects the clean pass has not changed "
                 "them since the snapshot of optax_sam.nnx.loss_function or objective: the "
-                "perturbed "
-                "pass would see other random numbers and statistics than the clean pass. Take the "
-                "snapshot before nnx.value_and_grad(loss_fn)(model, ...), not after it."
+                "perturbed pass would see other random numbers and statistics than the clean "
+                "pass. Take the snapshot before nnx.value_and_grad(loss_fn)(model, ...), not "
+                "after it."
             )
         if any(path[0] == 0 for path in changed):
             warnings.warn(
                 f"the loss changes {names}, but the clean pass did so in copies only: the live "
-                "model "
-                "keeps its statistics, and draws the same random numbers at every step. "
-                "Differentiate the loss of the live model, with nnx.value_and_grad(loss_fn)(model, "
-                "...).",
+                "model keeps its statistics, and draws the same random numbers at every step. "
+                "Differentiate the loss of the live model, with "
+                "nnx.value_and_grad(loss_fn)(model, ...).",
                 stacklevel=2,
             )
 

@@ -120,10 +120,8 @@ def get_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
     if len(states) != 1:
         raise ValueError(
             f"expected the state of one sharpness-aware method, found {len(states)} in opt_state, "
-            f"a {type(opt_state).__name__}. Pass the "
-            "opt_state of "
-            "an optimizer with one method in it; with several, use "
-            "optax.tree.get_all_with_path(opt_state, 'metrics')."
+            f"a {type(opt_state).__name__}. Pass the opt_state of an optimizer with one method in "
+            "it; with several, use optax.tree.get_all_with_path(opt_state, 'metrics')."
         )
     metrics = states[0]._asdict()
     for _, fraction in optax.tree.get_all_with_path(opt_state, "down_weighted_fraction"):

@@ -155,8 +155,7 @@ def check_ascent_fraction(name: str, fraction: Any) -> None:
     if not isinstance(fraction, int | float) or fraction == 0:
         raise ValueError(
             f"{name} must lie in (0, 1] and be a Python number, got {fraction!r}. It decides how "
-            "many "
-            "examples are computed."
+            "many examples are computed."
         )
 
 

@@ -1230,17 +1230,23 @@ ROWS["per_example.per_example_gradient"] = [
     Row("BatchNorm", lambda: PER_EXAMPLE(objective(batch_normalized), PARAMS, 0.1), ValueError,
         "examples", "reduce_sum", "GroupNorm or LayerNorm"),
 ]  # fmt: skip
-EXPLAIN = per_example.explain
-ROWS["per_example.explain"] = [
-    Row("a plain loss", lambda: EXPLAIN(loss_fn, PARAMS), TypeError, "loss_fn",
-        "function loss_fn", "optax_sam.Objective(apply_fn, inputs, labels)"),
-    *number("group_size", 0, "at least 1", lambda m: EXPLAIN(objective(), PARAMS, group_size=m)),
-    Row("group_size does not divide", lambda: EXPLAIN(objective(), PARAMS, group_size=4),
-        ValueError, "group_size", "4 must divide the batch of 6", "such as 3"),
-    Row("mask is a list", lambda: EXPLAIN(objective(), PARAMS, mask=[True]), ValueError, "mask",
-        "PyTreeDef([*])", "a prefix of it"),
-    Row("BatchNorm", lambda: EXPLAIN(objective(batch_normalized), PARAMS), ValueError, "examples",
-        "reduce_sum", "GroupNorm or LayerNorm"),
+EXPLAIN = optax_sam.explain
+ROWS["explain"] = [
+    Row("tx is a number", lambda: EXPLAIN(0.05, objective(), PARAMS), TypeError, "tx", "0.05",
+        "optax.chain(optax_sam.sam(0.05), optax.sgd(0.1))"),
+    Row("no method in tx", lambda: EXPLAIN(optax.sgd(0.1), objective(), PARAMS), ValueError, "tx",
+        "no sharpness-aware method", "Put one in front of"),
+    Row("a method that was not made", lambda: EXPLAIN(optax_sam.sam, objective(), PARAMS),
+        TypeError, "tx", "function sam", "optax_sam.sam(0.05)"),
+    Row("objective and params exchanged", lambda: EXPLAIN(optax_sam.sam(), PARAMS, objective()),
+        TypeError, "objective", "float32[4, 3]", "the loss of the step"),
+    Row("objective is a number", lambda: EXPLAIN(optax_sam.sam(), 0.5, PARAMS), TypeError,
+        "objective", "0.5", "the loss of the step"),
+    Row("a plain loss for groups", lambda: EXPLAIN(optax_sam.sam(group_size=2), loss_fn, PARAMS),
+        TypeError, "loss_fn", "function loss_fn", "optax_sam.Objective(apply_fn, inputs, labels)"),
+    Row("group_size does not divide",
+        lambda: EXPLAIN(optax_sam.sam(group_size=4), objective(), PARAMS), ValueError,
+        "group_size", "4 must divide the batch of 6", "such as 3"),
 ]  # fmt: skip
 
 # --------------------------------------------------------------------------------- frameworks

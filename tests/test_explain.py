@@ -44,7 +44,10 @@ def line(title, tx, **options):
         # A combination that uses the clean gradient: it is computed for it.
         (lambda: optax_sam.msam(0.1, combination=optax_sam.down_weight()), "2.00 gradients a step"),
         (lambda: sam(0.1, every_k=5), "1.00 to 2.00 gradients, depending on the step (SGD: 1)"),
-        (lambda: optax_sam.looksam(0.1, every_k=5), "1.00 to 2.00 gradients, depending on the step"),
+        (
+            lambda: optax_sam.looksam(0.1, every_k=5),
+            "1.00 to 2.00 gradients, depending on the step",
+        ),
         (lambda: sam(0.1, group_size=8), "2.00 gradients a step (SGD: 1)"),
         # All gradients of the groups and their averages, but no gradient of the whole batch.
         (lambda: optax_sam.asam(0.1, group_size=1), "2.49 gradients a step (SGD: 1)"),
@@ -179,7 +182,9 @@ def test_passes_on_other_warnings():
 
 
 def test_refuses_what_has_no_method():
-    with pytest.raises(ValueError, match=r"no sharpness-aware method in tx, which is chain\(.*scale"):
+    with pytest.raises(
+        ValueError, match=r"no sharpness-aware method in tx, which is chain\(.*scale"
+    ):
         explain(optax.adam(0.1), *setting())
     with pytest.raises(TypeError, match=r"tx must be an optimizer.*got 3"):
         explain(3, *setting())

@@ -72,7 +72,8 @@ def direction(tx, loss_fn):
 def test_audit_1_3_value_and_gradient(kind, traced):
     loss_fn, params = kind(half_objective()), mlp_parameters()
     has_aux = kind is as_function_with_aux
-    assert is_zero(jax.grad(loss_fn, has_aux=has_aux)(params)[0] if has_aux else jax.grad(loss_fn)(params))
+    plain = jax.grad(loss_fn, has_aux=has_aux)(params)
+    assert is_zero(plain[0] if has_aux else plain)
 
     def scaled(scale):
         return jax.value_and_grad(loss_scaled(loss_fn, scale), has_aux=has_aux)(params)
@@ -123,7 +124,11 @@ def test_functions_in_a_method(kind):
     [
         {"microbatch_size": 2},
         {"weights": jnp.arange(8.0)},
-        {"penalty": lambda p: TINY * jnp.sum(p["second"].astype(jnp.float16) ** 2).astype(jnp.float32)},
+        {
+            "penalty": lambda p: (
+                TINY * jnp.sum(p["second"].astype(jnp.float16) ** 2).astype(jnp.float32)
+            )
+        },
     ],
     ids=["microbatches", "weights", "penalty"],
 )

@@ -53,9 +53,7 @@ CASES = {
     "named": (
         Objective(apply_mlp, INPUTS, {"fine": CLASSES, "source": CLASSES % 2}, of_two),
         {"label_of": lambda labels: labels["fine"]},
-        lambda i, c: Objective(
-            apply_mlp, INPUTS[i], {"fine": c, "source": CLASSES[i] % 2}, of_two
-        ),
+        lambda i, c: Objective(apply_mlp, INPUTS[i], {"fine": c, "source": CLASSES[i] % 2}, of_two),
     ),
     "weighted": (
         Objective(apply_mlp, INPUTS, CLASSES, weights=WEIGHTS),
@@ -65,7 +63,9 @@ CASES = {
     "penalty": (
         Objective(apply_mlp, INPUTS, CLASSES, penalty=lambda p: jnp.sum(p["first"] ** 2)),
         {},
-        lambda i, c: Objective(apply_mlp, INPUTS[i], c),  # g* is about labels, not about the penalty
+        lambda i, c: Objective(
+            apply_mlp, INPUTS[i], c
+        ),  # g* is about labels, not about the penalty
     ),
     "microbatches": (
         Objective(apply_mlp, INPUTS, CLASSES, microbatch_size=2),
@@ -130,4 +130,6 @@ def test_audit_2_labels_that_cannot_be_flipped():
     regression = Objective(apply_mlp, INPUTS, VALUES, lambda z, y: (z[:, 0] - y) ** 2)
     refused(regression, r"soft labels like the logits, \(8, 3\); got labels float32\[8\]")
     tokens = Objective(apply_mlp, INPUTS[:, None], CLASSES[:, None])
-    refused(tokens, r"needs logits of shape \(B, classes\), got float32\[8, 1, 3\].*map the network")
+    refused(
+        tokens, r"needs logits of shape \(B, classes\), got float32\[8, 1, 3\].*map the network"
+    )

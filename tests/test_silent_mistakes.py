@@ -27,7 +27,9 @@ def objective(**options):
 def direction(tx, loss_fn=None, params=None, **extra):
     loss_fn = objective() if loss_fn is None else loss_fn
     params = mlp_parameters() if params is None else params
-    return tx.update(jax.grad(loss_fn)(params), tx.init(params), params, loss_fn=loss_fn, **extra)[0]
+    return tx.update(jax.grad(loss_fn)(params), tx.init(params), params, loss_fn=loss_fn, **extra)[
+        0
+    ]
 
 
 def assert_close(left, right):
@@ -80,7 +82,9 @@ class TestAudit1_6LogSoftmaxHead:
     )
     def test_audit_1_6_warns(self, method, consequence):
         loss_fn = Objective(self.with_head, *examples(), self.likelihood)
-        with pytest.warns(UserWarning, match=rf"log_softmax\. {consequence}.*Let the network return"):
+        with pytest.warns(
+            UserWarning, match=rf"log_softmax\. {consequence}.*Let the network return"
+        ):
             actual = direction(method(RHO), loss_fn)
         plain = direction(optax_sam.sam(RHO if method is optax_sam.jsam else 0.0), loss_fn)
         assert_close(actual, plain)
@@ -130,7 +134,9 @@ class TestAudit1_9LossesOfPairs:
             jnp.ones(of_labels),
             lambda z, y: (z - y) ** 2,
         )
-        with pytest.raises(ValueError, match=r"got shape \(8, 8\).*every other.*\(8, 1\).*same shape"):
+        with pytest.raises(
+            ValueError, match=r"got shape \(8, 8\).*every other.*\(8, 1\).*same shape"
+        ):
             loss_fn(mlp_parameters())
 
     def test_audit_1_9_as_many_tokens_as_examples_are_no_mistake(self):
@@ -222,14 +228,18 @@ class TestAudit1_14Methods:
         "chain",
         [
             lambda: optax.chain(optax_sam.sam(RHO), optax_sam.saner(RHO)),
-            lambda: optax.chain(optax_sam.jsam(RHO), optax.chain(optax_sam.gsam(RHO), optax.sgd(1.0))),
+            lambda: optax.chain(
+                optax_sam.jsam(RHO), optax.chain(optax_sam.gsam(RHO), optax.sgd(1.0))
+            ),
         ],
         ids=["chain", "nested"],
     )
     @pytest.mark.parametrize("jit", [False, True])
     def test_audit_1_14_two_methods_in_one_chain(self, chain, jit):
         run = jax.jit(lambda: direction(chain())) if jit else lambda: direction(chain())
-        with pytest.warns(UserWarning, match=r"another one's direction.*combination=optax_sam\.down_"):
+        with pytest.warns(
+            UserWarning, match=r"another one's direction.*combination=optax_sam\.down_"
+        ):
             run()
 
     def test_audit_1_14_methods_side_by_side_are_no_mistake(self):
@@ -259,7 +269,9 @@ class TestAudit1_14Methods:
         ],
     )
     def test_audit_1_14_a_method_is_no_stage(self, make, name):
-        with pytest.raises(TypeError, match=rf"{name} is a stage.*given a whole method.*down_weight"):
+        with pytest.raises(
+            TypeError, match=rf"{name} is a stage.*given a whole method.*down_weight"
+        ):
             make(optax_sam.saner(RHO)).init(mlp_parameters())
 
     @pytest.mark.parametrize(
@@ -267,7 +279,9 @@ class TestAudit1_14Methods:
         [("logit", "logits"), ("loss_fun", "loss_fn"), ("clean_grad", "clean_grads")],
     )
     def test_audit_1_14_misspelled_arguments_of_update(self, argument, meant):
-        with pytest.raises(TypeError, match=rf"unknown argument {argument}=; did you mean {meant}=\?"):
+        with pytest.raises(
+            TypeError, match=rf"unknown argument {argument}=; did you mean {meant}=\?"
+        ):
             direction(optax_sam.jsam(RHO), **{argument: jnp.ones((8, 3))})
 
     def test_audit_1_14_other_arguments_pass(self):
@@ -286,7 +300,10 @@ class TestAudit1_14Methods:
                 lambda: optax_sam.ncsam(start_step=3, warmup_steps=2),
                 "is warmup_steps in ncsam",
             ),
-            (lambda: optax_sam.sam(RHO, ascent_fraction=0), r"ascent_fraction must lie in \(0, 1\]"),
+            (
+                lambda: optax_sam.sam(RHO, ascent_fraction=0),
+                r"ascent_fraction must lie in \(0, 1\]",
+            ),
             (lambda: optax_sam.sam(RHO, ascent_steps=0), "ascent_steps must be at least 1, got 0"),
             (lambda: optax_sam.sam(jnp.float32(-0.1)), r"rho must lie in \[0, inf\), got -0\.1"),
             (lambda: optax_sam.sam(jnp.ones(2)), r"rho must be a scalar.*\(2,\)"),
@@ -297,13 +314,17 @@ class TestAudit1_14Methods:
             make()
 
     def test_audit_1_14_unknown_options(self):
-        with pytest.raises(TypeError, match=r"unknown option microbatch_size=\. The options of every"):
+        with pytest.raises(
+            TypeError, match=r"unknown option microbatch_size=\. The options of every"
+        ):
             optax_sam.sam(RHO, microbatch_size=2)
 
     def test_audit_1_14_logits_of_another_network(self):
         """Ten classes for a network of three, which NCSAM took."""
         for method in (optax_sam.ncsam, optax_sam.jsam):
-            with pytest.raises(ValueError, match=r"logits must be those.*\[8, 3\].*got .*\[8, 10\]"):
+            with pytest.raises(
+                ValueError, match=r"logits must be those.*\[8, 3\].*got .*\[8, 10\]"
+            ):
                 direction(method(RHO), logits=jnp.ones((8, 10)))
 
 
@@ -318,35 +339,51 @@ class TestAudit2Refusals:
 
     def test_audit_2_gradients_of_another_structure(self):
         params = mlp_parameters()
-        with pytest.raises(ValueError, match=r"tree structure of params.*value, gradients\)\? Unpack"):
+        with pytest.raises(
+            ValueError, match=r"tree structure of params.*value, gradients\).*[Uu]npack"
+        ):
             self.update(jax.value_and_grad(objective())(params))
         with pytest.raises(ValueError, match=r"updates must have.*got PyTreeDef\(None\)"):
             self.update(None)
-        with pytest.raises(ValueError, match=r"shapes of params.*Per-example gradients.*averaged"):
+        with pytest.raises(
+            ValueError, match=r"must have the shape.*got \(8, 6\)\. Per-example gradients.*averaged"
+        ):
             self.update(jax.tree.map(lambda leaf: jnp.stack([leaf] * 8), params))
 
-    @pytest.mark.parametrize("state", [optax.EmptyState(), (), optax.sgd(0.1).init(jnp.ones(2))], ids=str)
+    @pytest.mark.parametrize(
+        "state", [optax.EmptyState(), (), optax.sgd(0.1).init(jnp.ones(2))], ids=str
+    )
     def test_audit_2_the_state_of_another_optimizer(self, state):
-        with pytest.raises(TypeError, match=r"state does not belong.*Make it with tx\.init\(params\)"):
+        with pytest.raises(
+            TypeError, match=r"state does not belong.*Make it with tx\.init\(params\)"
+        ):
             self.update(mlp_parameters(), state)
 
     def test_audit_2_a_value_in_place_of_the_loss(self):
-        with pytest.raises(TypeError, match=r"loss_fn must be a function.*not the value of the loss"):
+        with pytest.raises(
+            TypeError, match=r"loss_fn must be a function.*not the value of the loss"
+        ):
             self.update(mlp_parameters(), loss_fn=jnp.float32(0.5))
 
     def test_audit_2_no_loss(self):
         """Flax's own TrainState drops it: the error names the helper."""
         tx, params = optax_sam.sam(RHO), mlp_parameters()
-        with pytest.raises(TypeError, match=r"optax_sam\.linen\.TrainState.*nnx\.Optimizer\.update"):
+        with pytest.raises(
+            TypeError, match=r"optax_sam\.linen\.TrainState.*nnx\.Optimizer\.update"
+        ):
             tx.update(params, tx.init(params), params)
 
     @pytest.mark.parametrize(
         ("labels", "error", "message"),
         [
-            (jnp.ones(8), TypeError, r"got labels of dtype float32 and shape \(8,\).*astype\(jnp\.int32\)"),
+            (jnp.ones(8), TypeError, r"dtype float32 and shape \(8,\).*astype\(jnp\.int32\)"),
             (jnp.ones(8, bool), TypeError, r"got labels of dtype bool.*astype\(jnp\.int32\)"),
             (jnp.ones((8, 3)), TypeError, r"float32.*loss=optax\.softmax_cross_entropy"),
-            (jnp.ones((8, 1), jnp.int32), ValueError, r"shape \(8,\), got.*\(8, 1\).*labels\[\.\.\., 0\]"),
+            (
+                jnp.ones((8, 1), jnp.int32),
+                ValueError,
+                r"shape \(8,\), .*\(8, 1\).*labels\[\.\.\., 0\]",
+            ),
             (jnp.ones((8, 3), jnp.int32), ValueError, r"shape \(8, 3\)\. For one-hot"),
         ],
         ids=["float", "bool", "one-hot", "column", "integer one-hot"],
@@ -357,7 +394,7 @@ class TestAudit2Refusals:
 
     @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
     def test_audit_2_logits_of_another_dtype(self, dtype):
-        with pytest.raises(ValueError, match=rf"logits must be.*float32.*got .*{jnp.dtype(dtype).name}"):
+        with pytest.raises(ValueError, match=rf"logits must be.*got .*{jnp.dtype(dtype).name}"):
             direction(optax_sam.jsam(RHO), logits=jnp.ones((8, 3), dtype))
 
     def test_audit_2_an_empty_batch(self):
@@ -381,6 +418,11 @@ class TestAudit2Refusals:
         params = jnp.ones(2)
         tx = optax_sam.sam(RHO)
         state = tx.init(params)
-        with pytest.warns(UserWarning, match=r"10 different functions.*test_silent_mis.*jax\.jit, or pass"):
+
+        def several_steps():
             for _ in range(10):
                 tx.update(params, state, params, loss_fn=lambda w: jnp.sum(w**2))
+
+        message = r"10 different functions.*test_silent_mistakes.*under jax\.jit, or pass an"
+        with pytest.warns(UserWarning, match=message):
+            several_steps()

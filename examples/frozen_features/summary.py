@@ -33,7 +33,8 @@ def finals(
     measure = "held_out_best" if contender.early_stopping else "held_out"
     best = max(wanted, key=lambda key: trials[key][measure])
     part = "trial" if contender.early_stopping else "final"
-    return {row["seed"]: row for row in ours if row["part"] == part and _key_of(row) == best}
+    runs = {row["seed"]: row for row in ours if row["part"] == part and _key_of(row) == best}
+    return runs if part == "final" or len(runs) > 1 else {}  # its first seed is SGD's trial
 
 
 def reported(row: dict[str, Any], contender: Contender) -> float:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _tree
+from optax_sam._checks import check_like
 from optax_sam._hyperparameters import Hyperparameter, check_integer, check_number
 from optax_sam.combinations._coordinates import coordinate_sets
 
@@ -151,13 +152,14 @@ def require_clean_gradients(
     """
     if clean_grads is None:
         raise ValueError(
-            f"{name} compares with the gradient at the unperturbed parameters: pass clean_grads=, or "
-            "use it as combination= of optax_sam.sharpness_aware, which does. If it is one, a "
-            "wrapper around it drops extra arguments: leave that out."
+            f"{name} compares with the gradient at the unperturbed parameters, but clean_grads is "
+            "None: pass clean_grads=, or use it as combination= of optax_sam.sharpness_aware, which "
+            "does. If it is one, a wrapper around it drops extra arguments: leave that out."
         )
-    expected: Any = jax.tree.structure(updates)
-    if jax.tree.structure(clean_grads) == expected:
-        return clean_grads
+    remedy = (
+        f"{name} compares the two, so they must be gradients of the same parameters. A wrapper "
+        "around it, such as optax.flatten, changes the updates only: leave it out."
+    )
 
     def is_hidden(leaf: Any) -> bool:
         return isinstance(leaf, optax.MaskedNode)
@@ -170,10 +172,5 @@ def require_clean_gradients(
             clean_grads,
             is_leaf=is_hidden,
         )
-    if jax.tree.structure(seen) != expected:
-        raise ValueError(
-            f"{name} compares the direction with clean_grads, but their trees differ: {expected} "
-            f"and {jax.tree.structure(clean_grads)}. A wrapper around it, such as optax.flatten, "
-            "changes the direction only: leave it out."
-        )
+    check_like("clean_grads", seen, updates, of="updates", remedy=remedy)
     return seen

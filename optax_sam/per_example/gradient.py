@@ -112,7 +112,13 @@ def per_example_gradient(
     check_number("rho", rho, minimum=0)
     state = jnp.asarray(rho)
     result, _ = gradient_of_groups(
-        objective, params, _NORMALIZED, state, evaluation=evaluation, group_size=group_size, mask=mask
+        objective,
+        params,
+        _NORMALIZED,
+        state,
+        evaluation=evaluation,
+        group_size=group_size,
+        mask=mask,
     )
     return result
 
@@ -203,9 +209,7 @@ def _compute(
     if group_size == 1:
         warn_if_unproved("group_size=1", check_independence(objective, params))
     multiples, new_state = multiples_of(stage, state, params, {})
-    means = functools.partial(
-        _means, evaluation=evaluation, group_size=group_size, perturbed=flags
-    )
+    means = functools.partial(_means, evaluation=evaluation, group_size=group_size, perturbed=flags)
 
     @jax.custom_jvp
     def gradient(
@@ -344,9 +348,11 @@ def _share_of_groups(
 
     def unscaled(tree: Any) -> Any:
         return jax.tree.map(
-            lambda leaf: leaf.astype(dtype) / scale.astype(dtype)
-            if traced.objective.loss_scale is not None
-            else leaf.astype(dtype),
+            lambda leaf: (
+                leaf.astype(dtype) / scale.astype(dtype)
+                if traced.objective.loss_scale is not None
+                else leaf.astype(dtype)
+            ),
             tree,
         )
 

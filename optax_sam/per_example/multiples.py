@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _jaxprs, _tree
+from optax_sam._axes import to_varying_like
 from optax_sam.objectives import Objective
 
 
@@ -234,8 +235,15 @@ class _Evaluator:
                 raise NotAMultipleError(_why_not(equation))
             return [output]
         depends = any(_depends(value) for value in values)
-        outputs = _jaxprs.bind(equation, [_plain(value) for value in values])
-        return [Number(output) for output in outputs] if depends else outputs
+        if not depends:
+            return _jaxprs.bind(equation, [_plain(value) for value in values])
+        arrays = [
+            jnp.asarray(_plain(value), variable.aval.dtype)
+            for value, variable in zip(values, equation.invars, strict=True)
+        ]
+        # The program was traced without shard_map's marks, which the norms of a device have.
+        outputs = _jaxprs.bind(equation, to_varying_like(arrays, arrays))
+        return [Number(output) for output in outputs]
 
     def of_gradient(self, equation: Any, values: Sequence[Any]) -> Any:
         """The output of an equation with a value that comes from gradients; None if it has no name."""
@@ -294,7 +302,7 @@ def _why_not(equation: Any) -> str:
         what = "chooses between the gradient and something else"
     else:
         what = f"applies `{name}` to the gradient"
-    line = _jaxprs.source_line(equation)  # none inside of JAX's own functions
+    line = _jaxprs.source_line(equation)
     return f"{what}, at {line}" if line else what
 
 
@@ -330,7 +338,8 @@ def _select(which: Any, cases: Sequence[Any]) -> Any:
     """The chosen case, if it is a multiple of one gradient in all of them, or none depends on one."""
     predicate = _number(which)
     if not any(isinstance(case, _OfGradient) for case in cases):
-        chosen = jax.lax.select_n(_plain(which), *map(_plain, cases))
+        arrays = [_plain(value) for value in (which, *cases)]
+        chosen = jax.lax.select_n(*to_varying_like(arrays, arrays))
         return Number(chosen) if any(map(_depends, (which, *cases))) else chosen
     multiples = [case for case in cases if isinstance(case, Multiple)]
     leaves = {case.leaf for case in multiples}
@@ -345,7 +354,8 @@ def _select(which: Any, cases: Sequence[Any]) -> Any:
         case.factor.astype(dtype) if isinstance(case, Multiple) else jnp.zeros([], dtype)
         for case in cases
     ]
-    return Multiple(leaves.pop(), jax.lax.select_n(predicate, *factors))
+    scalars = [predicate, *factors]
+    return Multiple(leaves.pop(), jax.lax.select_n(*to_varying_like(scalars, scalars)))
 
 
 def _depends(value: Any) -> bool:

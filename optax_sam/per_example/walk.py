@@ -227,8 +227,6 @@ def _scan(equation: Any, values: list[Any], visitor: Visitor) -> list[Any]:
         outputs = resolve_all(outputs, visitor, "leaves a `scan`")
         return outputs[:carried], outputs[carried:]
 
-    options = {
-        name: _jaxprs.parameter(equation, name) for name in ("length", "reverse", "unroll")
-    }
+    options = {name: _jaxprs.parameter(equation, name) for name in ("length", "reverse", "unroll")}
     carry, stacked = lax.scan(body, carry, scanned, **options)
     return [*carry, *stacked]

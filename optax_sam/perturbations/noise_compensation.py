@@ -195,15 +195,14 @@ def choose_examples(logits: jax.Array, flip_ratio: float, key: jax.Array | None)
     if count == 0:
         raise ValueError(
             f"flip_ratio={flip_ratio} chooses no example of a batch (or a group, with group_size) "
-            "of "
-            f"{logits.shape[0]}: take a larger ratio, batch or group."
+            f"of {logits.shape[0]}: take a larger ratio, batch or group."
         )
     if logits.shape[-1] < 2:
         raise ValueError(
             f"NCSAM flips labels between classes, but the logits of shape {logits.shape} have "
             f"{logits.shape[-1]}. Return one logit per class, also for two classes."
         )
-    largest, _ = jax.lax.top_k(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), 2)
+    largest, _ = jax.lax.top_k(logits.astype(_tree.accumulation_dtype(logits)), 2)
     gaps = largest[:, 0] - largest[:, 1]
     if key is None:
         return jnp.argsort(gaps, stable=True)[:count]
@@ -225,10 +224,8 @@ def _with_flipped_labels(
     if not hasattr(logits, "ndim") or logits.ndim != 2:
         raise TypeError(
             "the noise compensation of NCSAM flips one label per example, so it needs logits of "
-            "shape "
-            f"(B, classes), got {kinds(logits)}. For one label per token map the network over "
-            "tokens, "
-            "or use another method."
+            f"shape (B, classes), got {kinds(logits)}. For one label per token map the network "
+            "over tokens, or use another method."
         )
     leaves, treedef = jax.tree.flatten(objective.labels)
     index = _label_index(leaves, objective.labels, logits, label_of)
@@ -262,11 +259,9 @@ def _label_index(
         _is_class_number(leaves[found[0]]) or _is_soft(leaves[found[0]], logits)
     ):
         raise TypeError(
-            "the noise compensation of NCSAM flips labels, so it needs one array of integer labels "
-            "of shape "
-            f"(B,), or of soft labels like the logits, {logits.shape}; got labels "
-            f"{kinds(labels)}. Name the "
-            "array with label_of=lambda labels: labels['...']."
+            "the noise compensation of NCSAM flips labels, so it needs one array of integer "
+            f"labels of shape (B,), or of soft labels like the logits, {logits.shape}; got labels "
+            f"{kinds(labels)}. Name the array with label_of=lambda labels: labels['...']."
         )
     return found[0]
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 # Area: (files of the package, arguments of pytest that test them quickly).
 AREAS: dict[str, tuple[list[str], list[str]]] = {
     "engine": (
-        ["_engine.py", "_stages.py", "sharpness_aware.py", "_axes.py", "_masks.py"],
+        ["_engine.py", "_stages.py", "sharpness_aware.py", "_axes.py", "_masks.py", "_gradients.py"],
         ["tests/test_masks.py", "tests/test_silent_mistakes.py", "tests/test_parallelism.py",
          "tests/test_peer_bugs.py"],
     ),
@@ -75,7 +75,7 @@ AREAS: dict[str, tuple[list[str], list[str]]] = {
 LEFT_OUT = ("BitOr", "ExceptionReplacer", "ReplaceUnaryOperator_Delete_Invert")
 
 
-def mutants_of(area: str, count: int, seed: int) -> list[dict[str, object]]:
+def mutants_of(root: Path, area: str, count: int, seed: int) -> list[dict[str, object]]:
     """A seeded sample of places, spread over the files of an area, and one mutation of each."""
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.plugins import get_operator, operator_names
@@ -83,7 +83,7 @@ def mutants_of(area: str, count: int, seed: int) -> list[dict[str, object]]:
     files, _ = AREAS[area]
     places: dict[tuple[str, object], list[dict[str, object]]] = collections.defaultdict(list)
     for file in files:
-        path = ROOT / "optax_sam" / file
+        path = root / "optax_sam" / file
         if not path.exists():
             continue
         nodes = list(ast_nodes(get_ast(path.read_text(encoding="utf-8"))))
@@ -106,12 +106,12 @@ def mutants_of(area: str, count: int, seed: int) -> list[dict[str, object]]:
     return chosen[:count]
 
 
-def mutated(mutant: dict[str, object]) -> str | None:
+def mutated(root: Path, mutant: dict[str, object]) -> str | None:
     """The source of the mutant's file."""
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 
-    code = (ROOT / "optax_sam" / str(mutant["file"])).read_text(encoding="utf-8")
+    code = (root / "optax_sam" / str(mutant["file"])).read_text(encoding="utf-8")
     operator = get_operator(str(mutant["operator"]))()
     result = mutate_code(code, operator, mutant["occurrence"])
     return result if isinstance(result, str) or result is None else str(result)
@@ -188,11 +188,11 @@ def main() -> None:
     per_area = -(-arguments.mutants // len(arguments.areas))
     for area in arguments.areas:
         _, tests = AREAS[area]
-        for mutant in mutants_of(area, per_area, arguments.seed):
+        for mutant in mutants_of(copy, area, per_area, arguments.seed):
             key = (mutant["file"], mutant["operator"], mutant["occurrence"])
             if key in finished:
                 continue
-            source = mutated(mutant)
+            source = mutated(copy, mutant)
             if source is None:
                 continue
             target = copy / "optax_sam" / str(mutant["file"])

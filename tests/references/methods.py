@@ -144,14 +144,13 @@ class WSAM(SAM):
 class LookSAM(SAM):
     alpha = 0.7
     step = 0
-    method = SAM
 
     def direction(self, problem, w):
         g = problem.grad(w)
         self.step += 1
         if self.step % 5 != 1:
             return g + self.alpha * towards(self.v, length(g))
-        perturbed = self.method(self.rho).direction(problem, w)
+        perturbed = super().direction(problem, w)
         unit = towards(g, 1)
         self.v = perturbed - jnp.dot(perturbed, unit) * unit
         return perturbed
@@ -197,12 +196,6 @@ def with_saner(method):
     return WithSANER
 
 
-class LookSAMWithSANER(LookSAM):
-    """The combination acts on the steps with a second gradient, before v is kept."""
-
-    method = with_saner(SAM)
-
-
 METHODS = {
     "sam": SAM,
     "asam": ASAM,
@@ -219,4 +212,3 @@ METHODS = {
     "restricted": Restricted,
 }
 METHODS |= {f"{name}+saner": with_saner(method) for name, method in METHODS.items()}
-METHODS["looksam+saner"] = LookSAMWithSANER

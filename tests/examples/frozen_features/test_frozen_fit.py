@@ -244,6 +244,8 @@ def test_the_evidence_goes_on_and_is_summed_up(tmp_path, monkeypatch, capsys):
     by_name = {cells[0]: cells for cells in summary.table(rows, "digits")}
     assert set(by_name) == {"SGD", "SAM", "early stopping"}
     assert by_name["SGD"][3] == "-"
+    own = [row for row in rows if row["contender"] == "SGD"]
+    assert [cells[0] for cells in summary.table(own, "digits")] == ["SGD"]
     sgd = summary.finals(rows, "digits", METHODS[0])
     assert sorted(sgd) == [0, 1, 2, 3, 4]
     assert {row["rows"] for row in sgd.values()} == {120}
