@@ -28,7 +28,7 @@ VALUES = {
     },
 }
 STEPS = ("SGD", "sam", "1-SAM, naive vmap", "1-SAM")
-SLICED = "sam, microbatches of 16"
+MICROBATCHES = "sam, microbatches of 16"
 GROUPS = "m-SAM"
 MEASURES = {"flops": "FLOPs", "memory": "memory in all", "wall": "wall clock"}
 
@@ -51,8 +51,9 @@ def points(name: str) -> Iterator[Point]:
                 several = {"SGD": ROWS["SGD"], GROUPS: grouped(optax_sam.sam, value)}
                 yield Point(axis, value, default, several)
             elif axis == "batch":
-                sliced = {} if value % ROWS[SLICED].divisor else {SLICED: ROWS[SLICED]}
-                yield Point(axis, value, default._replace(batch_size=value), rows | sliced)
+                fits_microbatches = value % ROWS[MICROBATCHES].divisor == 0
+                added = {MICROBATCHES: ROWS[MICROBATCHES]} if fits_microbatches else {}
+                yield Point(axis, value, default._replace(batch_size=value), rows | added)
             else:
                 module = default.module.clone(**{axis: value})
                 yield Point(axis, value, default._replace(module=module), rows)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from benchmarks.architectures import Network, Problem
 from benchmarks.training_steps import Row
+from optax_sam._cost import multiplications
 
 LOOPS = {"scan", "while"}
-CONDITIONS = {"cond"}
+BRANCHES = "branches"
 # Seconds between two samples: the threads of one library go to sleep before the other's turn.
 PAUSE = 0.005
 # The machine code does not matter where only FLOPs and memory are asked for.
@@ -56,10 +57,10 @@ def compile_step(
 ) -> tuple[Cost, Training]:
     """Compiles a row, and says what the compiler knows of it.
 
-    XLA counts the body of a loop once. Where a step loops over slices of the batch, its FLOPs are those
-    of the same step with the whole batch as one slice, which leaves out the additions between slices;
-    its bytes are not counted. Of two branches XLA counts the dearer one: a step that has them is not
-    counted at all.
+    XLA counts the body of a loop once. Where a step loops over microbatches, its FLOPs are those of the
+    same step with the whole batch in one, which leaves out the additions between microbatches; its
+    bytes are not counted. Of two branches XLA counts the dearer one: a step whose branches differ in
+    their matrix products is not counted at all.
     """
     program, arguments, used, seconds = _compiled(row.build(network.module), problem, quickly)
     sizes = program.memory_analysis()
@@ -69,15 +70,15 @@ def compile_step(
     flops, accessed = costs["flops"], costs["bytes accessed"]
     if used & LOOPS:
         flops, accessed = _flops_without_loop(row, network, problem), None
-    elif used & CONDITIONS:
+    elif BRANCHES in used:
         flops, accessed = None, None
     return Cost(flops, accessed, temporary, memory, seconds), Training(program, arguments)
 
 
 def _flops_without_loop(row: Row, network: Network, problem: Problem) -> float | None:
-    whole = row.build(network.module, at_once=network.batch_size)
+    whole = row.build(network.module, microbatch_size=network.batch_size)
     program, _, used, _ = _compiled(whole, problem, quickly=True)
-    return None if used & (LOOPS | CONDITIONS) else program.cost_analysis()["flops"]
+    return None if used else program.cost_analysis()["flops"]
 
 
 def _compiled(step, problem: Problem, quickly: bool):
@@ -94,18 +95,20 @@ def _compiled(step, problem: Problem, quickly: bool):
     options = QUICK if quickly and jax.default_backend() == "cpu" else None
     program = traced.lower().compile(options)
     seconds = time.perf_counter() - started
-    return program, arguments, set(_control_flow(traced.jaxpr.eqns)), seconds
+    used = set(_loops(traced.jaxpr.eqns))
+    least, most = multiplications(traced.jaxpr)
+    return program, arguments, used if least == most else {*used, BRANCHES}, seconds
 
 
-def _control_flow(equations: Iterable[Any]) -> Iterable[str]:
-    """The names of the loops and conditions in a traced program, at any depth."""
+def _loops(equations: Iterable[Any]) -> Iterable[str]:
+    """The names of the loops in a traced program, at any depth."""
     for equation in equations:
-        if equation.primitive.name in LOOPS | CONDITIONS:
+        if equation.primitive.name in LOOPS:
             yield equation.primitive.name
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
                 inner = getattr(inner, "jaxpr", inner)  # closed or open
-                yield from _control_flow(getattr(inner, "eqns", ()))
+                yield from _loops(getattr(inner, "eqns", ()))
 
 
 def interleave(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:

@@ -3,8 +3,8 @@
 A step is a function ``(params, stats, state, inputs, labels) -> (params, stats, state, loss)``: all
 from the loss to the new parameters, with SGD and momentum as the base optimizer. A row builds it,
 together with the function that makes the optimizer's first state. A row whose program loops over
-slices of the batch also takes ``at_once``, the examples of a slice: with the whole batch in one slice
-there is no loop, and its FLOPs can be counted.
+microbatches also takes ``microbatch_size``: with the whole batch in one there is no loop, and its FLOPs
+can be counted.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from benchmarks.architectures import objective_of
 from optax_sam.linen import capture_layer_input
 
 RHO = 0.05
-SLICE = 16  # examples in a microbatch
+MICROBATCH = 16  # examples
 
 Step = tuple[Callable, Callable]  # the optimizer's init, and the step
 
@@ -133,12 +133,12 @@ def ours(
       **options: the method's keywords.
     """
 
-    def build(module, at_once=None):
-        chunk = {} if at_once is None else {"microbatch_size": at_once}
-        tx = optax.chain(method(*arguments, **(options | chunk)), base_optimizer())
+    def build(module, microbatch_size=None):
+        tx = optax.chain(method(*arguments, **options), base_optimizer())
 
         def step(params, stats, state, inputs, labels):
             objective = objective_of(module, stats, inputs, labels)
+            objective = objective.replace(microbatch_size=microbatch_size)
 
             def loss_fn(params):
                 logits, stats = objective.logits_and_aux(params)
@@ -156,17 +156,19 @@ def ours(
     return build
 
 
-def in_slices(method: Callable[..., optax.GradientTransformation] | None) -> Callable[..., Step]:
-    """Every gradient accumulated over slices of the batch; without a method it is plain SGD."""
+def in_microbatches(
+    method: Callable[..., optax.GradientTransformation] | None,
+) -> Callable[..., Step]:
+    """Every gradient accumulated over microbatches; without a method it is plain SGD."""
 
-    def build(module, at_once=None):
-        size = SLICE if at_once is None else at_once
-        first = optax.identity() if method is None else method(RHO, microbatch_size=size)
+    def build(module, microbatch_size=MICROBATCH):
+        first = optax.identity() if method is None else method(RHO)
         tx = optax.with_extra_args_support(optax.chain(first, base_optimizer()))
 
         def step(params, stats, state, inputs, labels):
             objective = objective_of(module, stats, inputs, labels)
-            loss, grads = optax_sam.value_and_grad(objective, params, microbatch_size=size)
+            objective = objective.replace(microbatch_size=microbatch_size)
+            (loss, stats), grads = jax.value_and_grad(objective, has_aux=True)(params)
             updates, state = tx.update(grads, state, params, loss_fn=objective)
             return optax.apply_updates(params, updates), stats, state, loss
 
@@ -252,8 +254,10 @@ ROWS = {
     "sam, ascent on a quarter": Row(ours(optax_sam.sam, RHO, ascent_fraction=0.25)),
     "sam, two ascent steps": Row(ours(optax_sam.sam, RHO, ascent_steps=2)),
     "SGD, last-layer penalty": Row(penalized),
-    "SGD, microbatches of 16": Row(in_slices(None), separates=True, divisor=SLICE),
-    "sam, microbatches of 16": Row(in_slices(optax_sam.sam), separates=True, divisor=SLICE),
+    "SGD, microbatches of 16": Row(in_microbatches(None), separates=True, divisor=MICROBATCH),
+    "sam, microbatches of 16": Row(
+        in_microbatches(optax_sam.sam), separates=True, divisor=MICROBATCH
+    ),
     "1-SAM, naive vmap": Row(naive_1_sam, separates=True),
     "1-SAM": grouped(optax_sam.sam, 1),
     "1-J-SAM": grouped(optax_sam.jsam, 1),

@@ -1,6 +1,7 @@
 """Sharpness-aware minimization and its label-noise descendants as optax transformations."""
 
 from optax_sam import diagnostics, label_noise, per_example
+from optax_sam._stages import AlongPreviousState, SometimesState
 from optax_sam.combinations import (
     DownWeightingState,
     ReuseOrthogonalState,
@@ -19,6 +20,7 @@ from optax_sam.evaluations import (
     logit_only,
     perturb_then_evaluate,
 )
+from optax_sam.explain import explain
 from optax_sam.loss_scaling import loss_scaled
 from optax_sam.methods import (
     Options,
@@ -55,9 +57,7 @@ from optax_sam.sharpness_aware import (
     sharpness_aware,
 )
 from optax_sam.wrappers import (
-    AlongPreviousState,
     GradientNormState,
-    SometimesState,
     When,
     along_previous,
     gradient_norm_is_large,
@@ -85,6 +85,7 @@ __all__ = [
     "Options",
     # The engine and what it needs
     "Objective",
+    "explain",
     "loss_scaled",
     "SharpnessAwareMetrics",
     "SharpnessAwareState",

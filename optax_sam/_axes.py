@@ -17,8 +17,7 @@ def check_axis_name(axis_name: Any) -> None:
     if not isinstance(axis_name, Hashable):
         raise TypeError(
             f"axis_name must be the name of a mapped axis or a tuple of names, got {axis_name!r}. "
-            "Write "
-            "several names as a tuple: axis_name=('hosts', 'devices')."
+            "Write several names as a tuple: axis_name=('hosts', 'devices')."
         )
 
 
@@ -47,12 +46,9 @@ def require_axis_name(axis_name: AxisName) -> None:
         name = repr(mapped[0]) if len(mapped) == 1 else repr(mapped)
         raise ValueError(
             f"this step runs under pmap or shard_map over the axis {name}, but the sharpness-aware "
-            "method "
-            "does not average its gradients over it: the devices would drift apart. Pass "
-            f"axis_name={name} "
-            "to the method (and to optax_sam.sometimes), or axis_name=() if each device is to go "
-            "its own "
-            "way."
+            "method does not average its gradients over it: the devices would drift apart. Pass "
+            f"axis_name={name} to the method (and to optax_sam.sometimes), or axis_name=() if each "
+            "device is to go its own way."
         )
     for named in names_of(axis_name):
         try:
@@ -61,8 +57,8 @@ def require_axis_name(axis_name: AxisName) -> None:
             known = f"; mapped here are {mapped}" if mapped else ""
             raise ValueError(
                 f"axis_name={named!r} names no mapped axis{known}. It is the axis_name of pmap, "
-                "shard_map or "
-                "vmap around the training step; under jit with sharded arrays leave it out."
+                "shard_map or vmap around the training step; under jit with sharded arrays leave "
+                "it out."
             ) from None
 
 
@@ -138,8 +134,7 @@ def check_averaged(loss: jax.Array, params: chex.ArrayTree, axis_name: AxisName)
         names = ", ".join(repr(name) for name in sorted(map(str, forgotten)))
         raise ValueError(
             f"the loss at the perturbed point differs along the mapped axis {names}, and "
-            "differentiating it with respect to replicated parameters would sum the gradients over "
-            f"the devices. Pass axis_name={names} to the sharpness-aware transformation, or "
-            "average "
-            "the loss over the axis inside loss_fn."
+            "differentiating it with respect to replicated parameters would sum the gradients "
+            f"over the devices. Pass axis_name={names} to the sharpness-aware transformation, or "
+            "average the loss over the axis inside loss_fn."
         )

@@ -50,15 +50,15 @@ Places = Sequence[Place]
 # fmt: off
 _ELEMENTWISE = {
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh",
-    "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "clz", "complex", "conj",
-    "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma", "div", "eq", "erf",
+    "bessel_i0e", "bessel_i1e", "bitcast_convert_type", "cbrt", "ceil", "clamp", "clz", "complex",
+    "conj", "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma", "div", "eq", "erf",
     "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "igammac", "imag",
     "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "log2", "logistic", "lt", "max",
     "min", "mul", "name", "ne", "neg", "nextafter", "not", "one_minus_square",
     "optimization_barrier", "or", "polygamma", "polynomial", "population_count", "pow", "real",
     "reduce_precision", "rem", "round", "rsqrt", "select_n", "shift_left",
     "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square",
-    "stop_gradient", "sub", "tan", "tanh", "xor",
+    "stop_gradient", "sub", "tan", "tanh", "threefry2x32", "xor",
 }
 # fmt: on
 _ALONG_ONE_AXIS = {
@@ -87,6 +87,8 @@ def place(equation: Any, places: Places) -> list[Place]:
         result = _elementwise(equation, places)
     elif name in _RULES_FOR_ONE:
         result = _RULES_FOR_ONE[name](equation, _common(places))
+    elif name in _RANDOM:
+        result = _common(places)
     elif name in _ALONG_ONE_AXIS:
         result = _along(_common(places), equation.params[_ALONG_ONE_AXIS[name]])
     elif name.startswith(("reduce_", "arg")) and "axes" in equation.params:
@@ -278,6 +280,11 @@ def _dot_output_axis(
     return offset + free(side).index(place.axis)
 
 
+def _fft(equation: Any, place: BatchAxis) -> BatchAxis:
+    first = len(_shape(equation)) - len(equation.params["fft_lengths"])
+    return _stays_apart(place, place.axis >= first, "transforms the batch axis")
+
+
 def _convolution(equation: Any, places: Places) -> BatchAxis:
     numbers = equation.params["dimension_numbers"]
     place, kernel_place = places
@@ -323,10 +330,13 @@ _RULES: dict[str, Callable[[Any, Places], BatchAxis]] = {
     "pad": _pad,
     "stack": _stack,
 }
+# Of random keys, whose own axes come first.
+_RANDOM = {"random_bits", "random_fold_in", "random_split", "random_unwrap", "random_wrap"}
 # All inputs that depend on the examples have them in the same place.
 _RULES_FOR_ONE: dict[str, Callable[[Any, BatchAxis], BatchAxis]] = {
     "broadcast_in_dim": _broadcast,
     "expand_dims": _reshape,
+    "fft": _fft,
     "reduce_window": _window,
     "reduce_window_max": _window,
     "reduce_window_min": _window,

@@ -1,5 +1,6 @@
 """The engine behind :func:`optax_sam.sharpness_aware`: init and update."""
 
+import contextvars
 import dataclasses
 import difflib
 import functools
@@ -14,9 +15,16 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _axes, _tree
+from optax_sam._checks import call, check_leaves, check_like, check_state, kinds, shape_of
+from optax_sam._gradients import as_gradients
 from optax_sam._hyperparameters import check_integer
+from optax_sam._loss_checks import note_where_flattened
 from optax_sam._masks import Mask, MaskOrFunction, freeze_where_not, keep_where, resolve_mask
-from optax_sam._stages import SharpnessAwareMetrics, SharpnessAwareState
+from optax_sam._stages import (
+    SharpnessAwareMetrics,
+    SharpnessAwareState,
+    check_perturbation,
+)
 from optax_sam.evaluations import (
     Evaluation,
     full_gradient,
@@ -25,6 +33,7 @@ from optax_sam.evaluations import (
     value_and_gradients,
 )
 from optax_sam.groups import mean_over_groups
+from optax_sam.independence import check_independence, warn_if_unproved
 from optax_sam.objectives import device_share, require_objective, with_parameters
 from optax_sam.per_example.descent import Evaluation as PerExampleEvaluation
 from optax_sam.per_example.gradient import gradient_of_groups, is_worthwhile
@@ -60,6 +69,20 @@ class Ascent(NamedTuple):
     metrics: SharpnessAwareMetrics
 
 
+class Decision(NamedTuple):
+    """How an engine takes its groups, for :func:`optax_sam.explain`."""
+
+    engine: "Engine"
+    mask: Mask
+    reason: str  # why not by the fast path; empty if by it
+
+
+# Where explain asks for the decisions of a step that it traces.
+decisions: contextvars.ContextVar[list[Decision] | None] = contextvars.ContextVar(
+    "decisions", default=None
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Engine:
     """The arguments of :func:`optax_sam.sharpness_aware`, checked, and what is done with them."""
@@ -78,6 +101,7 @@ class Engine:
 
     def init(self, params: chex.ArrayTree) -> SharpnessAwareState:
         """The state before the first step."""
+        check_leaves(params)
         _refuse_complex(params)
         dtype = _tree.accumulation_dtype(params)
         return SharpnessAwareState(
@@ -99,17 +123,19 @@ class Engine:
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         """One step of optax's contract; see :func:`optax_sam.sharpness_aware`."""
         _require(params, loss_fn, state, extra_args)
+        check_leaves(params)
         _refuse_complex(params)
+        params = _tree.as_arrays(params)
         _axes.require_axis_name(self.axis_name)
         if clean_grads is None:  # along_previous says that it chose the direction
             _warn_of_second_method(updates)
-        gradients = _as_gradients("updates", updates, params)
+        gradients = as_gradients("updates", updates, params)
         step = Step(
             gradients=gradients,
             clean_grads=(
                 gradients
                 if clean_grads is None
-                else _as_gradients("clean_grads", clean_grads, params)
+                else as_gradients("clean_grads", clean_grads, params)
             ),
             params=params,
             local_params=_axes.to_varying(params, self.axis_name),
@@ -121,7 +147,8 @@ class Engine:
         # A stage's state may have seen the device's own gradients. Its average is what averaged
         # gradients would have given (moving averages are linear), and it stays replicated.
         share = device_share(loss_fn, self.axis_name)
-        ascent = self._ascend(step)
+        with note_where_flattened(params):
+            ascent = self._ascend(step)
         direction = _axes.mean(ascent.perturbed_grads, self.axis_name, share)
         state = state._replace(
             perturbation=_mean_of_state(ascent.perturbation_state, self.axis_name, share),
@@ -139,6 +166,7 @@ class Engine:
             **step.extra_args,
         )
         _remember_direction(direction)
+        check_like("combination's update", direction, params, of="params", remedy=_THIRD_STAGE)
         return direction, state._replace(combination=combination_state)
 
     def _perturbed_leaves(self, params: chex.ArrayTree) -> Mask:
@@ -146,36 +174,32 @@ class Engine:
         if self.mask is not None and not any(jax.tree.leaves(mask)):
             raise ValueError(
                 "mask excludes every parameter, so nothing would be perturbed. Set it to True "
-                "where a "
-                "leaf is to be perturbed; without perturbation use the optimizer alone."
+                "where a leaf is to be perturbed; without perturbation use the optimizer alone."
             )
         return mask
 
     def _ascend(self, step: Step) -> Ascent:
         """Climbs and evaluates, once for the batch or once for each group."""
-        if self.group_size is None:
-            return self._climb_and_evaluate(step)
-        objective = require_objective(step.loss_fn, "group_size")
-        if step.clean_grads is not step.gradients:
-            raise ValueError(
-                "with group_size each group climbs along its own gradient, so it cannot be "
-                "combined with "
-                "a wrapper that chooses the direction, such as optax_sam.along_previous "
-                "(Momentum-SAM)."
-            )
-        if self.group_size == objective.batch_size:
-            return self._climb_and_evaluate(self._with_own_gradients(step))
         reason = self._why_not_fast(step)
+        made = decisions.get()
+        if made is not None:
+            made.append(Decision(self, step.perturbed_leaves, reason))
         if not reason:
             return self._ascend_fast(step)
+        if self.group_size is None:
+            return self._climb_and_evaluate(step)
+        if reason == ONE_GROUP:
+            return self._climb_and_evaluate(self._with_own_gradients(step))
+        objective = require_objective(step.loss_fn, "group_size")
         if reason != _FASTER_BY_ITSELF:
             warnings.warn(
                 f"group_size={self.group_size} differentiates every group by itself, which is "
-                "exact but may "
-                f"take 3 to 25 times as long as one perturbation for the batch: {reason}. "
-                "optax_sam.explain(tx, objective, params) tells more.",
+                "exact but may take 3 to 25 times as long as one perturbation for the batch: "
+                f"{reason}. optax_sam.explain(tx, objective, params) tells more.",
                 stacklevel=2,
             )
+        if self.group_size == 1:
+            warn_if_unproved("group_size=1", check_independence(objective, step.params))
         return mean_over_groups(  # type: ignore[no-any-return]
             lambda group, logits: self._climb_and_evaluate(
                 self._with_own_gradients(
@@ -190,16 +214,23 @@ class Engine:
 
     def _why_not_fast(self, step: Step) -> str:
         """Why the fast path for groups cannot be taken; empty if it can."""
-        assert self.group_size is not None
+        if self.group_size is None:
+            return ONE_GROUP
         objective = require_objective(step.loss_fn, "group_size")
+        if step.clean_grads is not step.gradients:
+            raise ValueError(
+                "with group_size each group climbs along its own gradient, so it cannot be "
+                "combined with a wrapper that chooses the direction, such as "
+                "optax_sam.along_previous (Momentum-SAM)."
+            )
+        if self.group_size == objective.batch_size:
+            return ONE_GROUP
         if self.evaluation not in _PER_EXAMPLE:
             return f"the evaluation {self.evaluation!r} is not one of this package"
         if objective.penalty is not None:
             return "the objective has a penalty, whose gradient every group takes at its own point"
         try:
-            multiples_of(
-                self.perturbation, step.state.perturbation, step.params, step.extra_args
-            )
+            multiples_of(self.perturbation, step.state.perturbation, step.params, step.extra_args)
         except NotAMultipleError as error:
             return f"the first stage {error}"
         if self.group_size > 1 and not is_worthwhile(
@@ -245,10 +276,10 @@ class Engine:
             loss_fn=_freeze(step.loss_fn, step.perturbed_leaves),
             **step.extra_args,
         )
+        check_like("perturbation's update", epsilon, step.params, of="params", remedy=_FIRST_STAGE)
+        check_perturbation(epsilon, gradients, step.perturbed_leaves)
         epsilon = keep_where(step.perturbed_leaves, epsilon)
-        loss, perturbed_grads = self.evaluation(
-            step.loss_fn, step.local_params, epsilon, logits=step.extra_args["logits"]
-        )
+        loss, perturbed_grads = self._evaluate(step, epsilon)
         _axes.check_averaged(loss, step.local_params, self.axis_name)
         metrics = SharpnessAwareMetrics(
             perturbed_loss=loss.astype(_tree.accumulation_dtype(step.params)),
@@ -257,7 +288,29 @@ class Engine:
         )
         return Ascent(step.clean_grads, perturbed_grads, perturbation_state, metrics)
 
+    def _evaluate(self, step: Step, epsilon: chex.ArrayTree) -> tuple[jax.Array, chex.ArrayTree]:
+        """Stage 2, whose result is checked where it is the user's own."""
+        result = call(
+            "evaluation",
+            self.evaluation,
+            step.loss_fn,
+            step.local_params,
+            epsilon,
+            logits=step.extra_args["logits"],
+            takes="(loss_fn, params, perturbation, *, logits)",
+            remedy="See optax_sam.Evaluation.",
+        )
+        remedy = "An evaluation returns (loss, gradients): a scalar, and a tree like params."
+        if not isinstance(result, tuple) or len(result) != 2 or shape_of(result[0]) != ():
+            raise TypeError(f"evaluation returned {kinds(result)}. {remedy}")
+        loss, gradients = result
+        check_like("evaluation's gradient", gradients, step.params, of="params", remedy=remedy)
+        return jnp.asarray(loss), gradients
 
+
+_FIRST_STAGE = "The first stage returns one perturbation for every gradient that it is given."
+ONE_GROUP = "the batch is one group"
+_THIRD_STAGE = "The third stage returns one direction for every perturbed gradient."
 _FASTER_BY_ITSELF = "groups of this size are faster differentiated by themselves"
 _KNOWN_ARGUMENTS = ("loss_fn", "logits", "clean_grads")
 
@@ -274,45 +327,27 @@ def _mean_of_state(state: Any, axis_name: _axes.AxisName, share: jax.Array | Non
     return jax.tree.map(one, state)
 
 
-def _as_gradients(name: str, gradients: Any, params: Any) -> Any:
-    """The gradients, checked to be like the parameters."""
-    expected: Any = jax.tree.structure(params)
-    structure: Any = jax.tree.structure(gradients)
-    if structure != expected:
-        hint = ""
-        if isinstance(gradients, tuple) and len(gradients) == 2:
-            hint = " Did you pass (value, gradients)? Unpack jax.value_and_grad's result first."
-        raise ValueError(
-            f"{name} must be gradients with the tree structure of params, {expected}, got "
-            f"{structure}.{hint}"
-        )
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(gradients)]
-    wanted = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
-    if shapes != wanted:
-        raise ValueError(
-            f"{name} must have the shapes of params, {wanted}, got {shapes}. Per-example gradients "
-            "(as "
-            "differentially private training takes them) must be averaged first: a method needs "
-            "one "
-            "gradient of the whole batch."
-        )
-    return _tree.as_gradients(gradients, params)
-
-
 def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) -> None:
     if params is None:
         raise ValueError(
-            "a sharpness-aware method perturbs the parameters: call "
-            "tx.update(grads, opt_state, params, loss_fn=loss_fn)."
+            "a sharpness-aware method perturbs the parameters, but params is None: call "
+            "tx.update(grads, opt_state, params, loss_fn=loss_fn). If you did, something in between "
+            "drops them, as optax.contrib.galore does to its base_optimizer: put the method in "
+            "front of it in optax.chain."
+        )
+    if isinstance(params, optax.LookaheadParams):
+        raise TypeError(
+            "params is optax.LookaheadParams, which holds two sets of parameters, and the loss needs "
+            "one. Update the method by itself with params.fast, and pass its direction to "
+            "optax.lookahead(optimizer, ...).update."
         )
     leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
         raise TypeError(
             "a sharpness-aware method evaluates the loss, which needs all parameters, but "
-            "optax.masked "
-            "or optax.partition around it hides some. To perturb some leaves only, pass mask= to "
-            "the "
-            "method; to train some only, mask the optimizer behind it in the chain."
+            "optax.masked or optax.partition around it hides some. To perturb some leaves only, "
+            "pass mask= to the method; to train some only, mask the optimizer behind it in the "
+            "chain."
         )
     for name in extra_args:
         close = difflib.get_close_matches(name, _KNOWN_ARGUMENTS, n=1, cutoff=0.75)
@@ -320,28 +355,20 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
             raise TypeError(f"update got an unknown argument {name}=; did you mean {close[0]}=?")
     if loss_fn is None:
         raise TypeError(
-            "a sharpness-aware method evaluates the loss again: call tx.update(grads, opt_state, "
-            "params, loss_fn=loss_fn). If you did, something in between drops extra arguments: "
-            "with "
-            "Flax's TrainState use optax_sam.linen.TrainState and "
+            "a sharpness-aware method evaluates the loss again, but loss_fn is None: call "
+            "tx.update(grads, opt_state, params, loss_fn=loss_fn). If you did, something in "
+            "between drops extra arguments: with Flax's TrainState use optax_sam.linen.TrainState and "
             "state.apply_gradients(grads=grads, loss_fn=loss_fn); with nnx pass loss_fn= to "
-            "nnx.Optimizer.update; optax.MultiSteps(...).gradient_transformation(), optax.flatten "
-            "and "
-            "optax.lookahead drop them too: put the method in front of them in optax.chain."
+            "nnx.Optimizer.update; optax.MultiSteps(...).gradient_transformation(), "
+            "optax.lookahead and optax.contrib.split_real_and_imaginary drop them too: put the "
+            "method in front of them in optax.chain."
         )
     if not callable(loss_fn):
         raise TypeError(
             f"loss_fn must be a function of the parameters, got {loss_fn!r}. Pass the function "
-            "itself, not "
-            "the value of the loss."
+            "itself, not the value of the loss."
         )
-    if not isinstance(state, SharpnessAwareState):
-        raise TypeError(
-            "the optimizer state does not belong to this sharpness-aware method: it is "
-            f"{type(state).__name__}. Make it with tx.init(params) of the same tx; a state saved "
-            "with "
-            "another optimizer cannot be continued."
-        )
+    check_state(state, SharpnessAwareState, "this sharpness-aware method")
 
 
 def _refuse_complex(params: Any) -> None:
@@ -350,9 +377,8 @@ def _refuse_complex(params: Any) -> None:
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
                 f"parameter {jax.tree_util.keystr(path)} is complex ({dtype}); the ascent "
-                "direction "
-                "of a complex gradient depends on a convention. Store its real and imaginary parts "
-                "as two real parameters."
+                "direction of a complex gradient depends on a convention. Store its real and "
+                "imaginary parts as two real parameters."
             )
 
 

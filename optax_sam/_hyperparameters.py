@@ -1,13 +1,14 @@
 """Numbers that may be schedules, and the checks that every argument goes through."""
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from optax_sam._checks import call
 
 
 class ScheduleState(NamedTuple):
@@ -78,8 +79,7 @@ def check_integer(name: str, value: Any, *, minimum: int) -> int:
     if isinstance(value, jax.Array):
         raise TypeError(
             f"{name} must be an integer that is known when the step is compiled, got {value!r}. "
-            "Pass "
-            f"int({name}); under optax.inject_hyperparams name it in static_args=({name!r},)."
+            f"Pass int({name}); under optax.inject_hyperparams name it in static_args=({name!r},)."
         )
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {value!r}.")
@@ -132,15 +132,17 @@ class Hyperparameter:
         """
         if not callable(self._value):
             return jnp.asarray(self._value).astype(dtype), state
-        value: Any = self._value(state.count)
-        check_scalar(f"what the schedule of {self._name} returns", value)
+        value = call(
+            self._name,
+            self._value,
+            state.count,
+            takes="the step, as a schedule does",
+            remedy="Pass a number, or a schedule such as optax.linear_schedule(0.0, 0.1, 1000).",
+        )
+        check_scalar(
+            f"what the schedule of {self._name} returns",
+            value,
+            remedy="A schedule maps the step to a number.",
+        )
         next_state = ScheduleState(count=optax.safe_increment(state.count))
         return jnp.asarray(value).astype(dtype), next_state
-
-
-def check_callable(name: str, value: Any, remedy: str) -> Callable[..., Any]:
-    """Returns ``value`` if it can be called, and raises with the remedy otherwise."""
-    if not callable(value):
-        raise TypeError(f"{name} must be callable, got {value!r}. {remedy}")
-    checked: Callable[..., Any] = value
-    return checked

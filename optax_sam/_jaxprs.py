@@ -18,7 +18,11 @@ CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"})
 REMATERIALIZATION = frozenset({"checkpoint", "remat", "remat2"})
 CUSTOM_DERIVATIVES = frozenset({"custom_jvp_call", "custom_vjp_call"})
 
-Rule = Callable[[core.JaxprEqn, list[Any]], Sequence[Any]]
+Rule = Callable[[Any, list[Any]], Sequence[Any]]  # of an equation and its inputs
+
+
+class CannotFollowError(Exception):
+    """A traced program has a form that is not known here; says which."""
 
 
 def open_and_constants(jaxpr: Any) -> tuple[core.Jaxpr, Sequence[Any]]:
@@ -31,11 +35,12 @@ def open_and_constants(jaxpr: Any) -> tuple[core.Jaxpr, Sequence[Any]]:
 
 def bind(equation: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     """The outputs of an equation for other inputs, as ``jax.core.eval_jaxpr`` computes them."""
-    parameters = equation.primitive.get_bind_params(equation.params)
+    primitive: Any = equation.primitive
+    parameters = primitive.get_bind_params(equation.params)
     context = getattr(equation, "ctx", None)  # e.g. the 32/64-bit mode it was traced in
     with context.manager if context is not None else contextlib.nullcontext():
-        outputs = equation.primitive.bind(*values, **parameters)
-    return list(outputs) if equation.primitive.multiple_results else [outputs]
+        outputs = primitive.bind(*values, **parameters)
+    return list(outputs) if primitive.multiple_results else [outputs]
 
 
 def evaluate(
@@ -53,7 +58,7 @@ def evaluate(
     variables = [*program.constvars, *program.invars]
     environment = dict(zip(variables, [*constants, *arguments], strict=True))
 
-    def read(atom):
+    def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, core.Literal) else environment[atom]
 
     for equation in program.eqns:
@@ -87,14 +92,32 @@ def with_rule(jaxpr: Any, rule: Rule) -> Any:
     return open_and_constants(closed)[0]
 
 
+def parameter(equation: core.JaxprEqn, name: str) -> Any:
+    """A parameter of an equation, by the name it has in the known versions of JAX."""
+    if name not in equation.params:
+        raise CannotFollowError(
+            f"JAX {jax.__version__} writes `{equation.primitive.name}` in a form that is not known: "
+            f"without {name!r}"
+        )
+    return equation.params[name]
+
+
 def scan_split(equation: core.JaxprEqn) -> tuple[int, int]:
     """The number of constants and of carried values among the inputs of a ``scan``."""
-    parameters = equation.params
-    if "num_consts" in parameters:
-        return parameters["num_consts"], parameters["num_carry"]
+    if "num_consts" in equation.params:
+        return parameter(equation, "num_consts"), parameter(equation, "num_carry")
     # JAX 0.12 keeps three flat trees: constants, carry, scanned.
-    constants, carry, _ = parameters["ft_in"].unpack()
+    constants, carry, _ = parameter(equation, "ft_in").unpack()
     return len(constants), len(carry)
+
+
+def called(equation: core.JaxprEqn) -> Any:
+    """The program that a call runs."""
+    found = inner_jaxprs(equation)
+    if len(found) != 1:
+        name = equation.primitive.name
+        raise CannotFollowError(f"`{name}` holds {len(found)} programs, where a call has one")
+    return found[0][1]
 
 
 def inner_jaxprs(equation: core.JaxprEqn) -> list[tuple[str, Any]]:
@@ -108,5 +131,11 @@ def inner_jaxprs(equation: core.JaxprEqn) -> list[tuple[str, Any]]:
 
 
 def source_line(equation: core.JaxprEqn) -> str:
-    """Where the user's program made an equation: ``file:line (function)``."""
+    """Where the user's program made an equation: ``file:line (function)``; empty if JAX did."""
     return source_info_util.summarize(equation.source_info)
+
+
+def name_and_line(equation: core.JaxprEqn) -> str:
+    """An equation for a message: its primitive, and where it was made if that is known."""
+    line = source_line(equation)
+    return f"`{equation.primitive.name}`" + (f" at {line}" if line else "")

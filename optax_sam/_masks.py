@@ -1,12 +1,14 @@
 """Boolean masks over the leaves of the parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from optax_sam._checks import call, show
 
 Mask = Any  # a pytree of bools, or a prefix of one
 MaskOrFunction = Mask | Callable[[Any], Mask] | None
@@ -17,21 +19,27 @@ def resolve_mask(name: str, mask: MaskOrFunction, params: chex.ArrayTree) -> Mas
     if mask is None:
         return jax.tree.map(lambda _: True, params)
     if callable(mask) and jax.tree_util.treedef_is_leaf(jax.tree.structure(mask)):
-        mask = mask(params)  # a module is callable too, but it is a pytree
-    if isinstance(mask, bool | np.bool_ | jax.Array | np.ndarray):
+        # A module is callable too, but it is a pytree.
+        mask = call(
+            name,
+            mask,
+            params,
+            takes="the parameters and nothing else",
+            remedy="For paths and leaves use jax.tree_util.tree_map_with_path inside it.",
+        )
+    if isinstance(mask, bool | np.bool_ | jax.Array | np.ndarray | str | Iterator):
         raise TypeError(
             f"{name} must be a pytree of Python bools like the parameters, got {mask!r}. To take "
-            "all "
-            "leaves leave it out. If you passed a function under optax.inject_hyperparams, it was "
-            f"taken for a schedule and called with the step: name it in static_args=({name!r},)."
+            "all leaves leave it out. If you passed a function under optax.inject_hyperparams, it "
+            "was taken for a schedule and called with the step: name it in "
+            f"static_args=({name!r},)."
         )
 
     def spread(flag: Any, subtree: Any) -> Any:
         if not isinstance(flag, bool | np.bool_):
             raise TypeError(
-                f"{name} must be a pytree of Python bools, got a leaf {flag!r}. Masks are part of "
-                "the "
-                "program, not of the data: build them outside of jit, and under "
+                f"{name} must be a pytree of Python bools, got a leaf {show(flag)}. Masks are part "
+                "of the program, not of the data: build them outside of jit, and under "
                 f"optax.inject_hyperparams name them in static_args=({name!r},)."
             )
         return jax.tree.map(lambda _: bool(flag), subtree)

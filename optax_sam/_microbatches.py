@@ -36,8 +36,7 @@ def refuse_mixed_examples(objective: "Objective", params: chex.ArrayTree) -> Non
     """Refuses a network that mixes examples, which a microbatch would compute differently."""
     remedy = (
         "With microbatch_size the statistics would be those of a microbatch: use GroupNorm or "
-        "LayerNorm, "
-        "run BatchNorm with its stored statistics, or leave microbatch_size out."
+        "LayerNorm, run BatchNorm with its stored statistics, or leave microbatch_size out."
     )
     warn_if_unproved("microbatch_size", check_independence(objective, params, remedy))
 
@@ -145,7 +144,7 @@ def _over_microbatches(of_part: Any, params: Any, objective: "Objective") -> tup
     means = _AuxiliaryOutput(objective, params, aux, first)
 
     def wide_zeros(leaf: Any) -> jax.Array:
-        return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+        return jnp.zeros(leaf.shape, _tree.accumulation_dtype(leaf))
 
     def step(totals: Any, part: Any) -> tuple[Any, Any]:
         examples, share = part
@@ -188,8 +187,8 @@ class _AuxiliaryOutput:
             ):
                 raise ValueError(
                     f"auxiliary output of shape {leaf.shape} and dtype {leaf.dtype} cannot be put "
-                    "together "
-                    "from microbatches: return one row per example, or a floating mean over them."
+                    "together from microbatches: return one row per example, or a floating mean "
+                    "over them."
                 )
             self.joined[index] = True
 

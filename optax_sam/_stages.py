@@ -1,9 +1,12 @@
-"""The state of a method, and what can stand in the place of a stage or a method."""
+"""The states of methods and their wrappers, and what can stand in the place of a stage or a method."""
 
 from typing import Any, NamedTuple
 
 import jax
 import optax
+
+from optax_sam import _tree
+from optax_sam._checks import state_of_another
 
 
 class SharpnessAwareMetrics(NamedTuple):
@@ -35,6 +38,34 @@ class SharpnessAwareState(NamedTuple):
     metrics: SharpnessAwareMetrics
 
 
+class AlongPreviousState(NamedTuple):
+    """State of :func:`optax_sam.along_previous`.
+
+    Attributes:
+      direction: pytree like the parameters, the method's last direction; zeros before the first step.
+      method: the state of the method.
+    """
+
+    direction: optax.Updates
+    method: optax.OptState
+
+
+class SometimesState(NamedTuple):
+    """State of :func:`optax_sam.sometimes`.
+
+    Attributes:
+      step: int32 count of all updates, or empty where only ``when`` decides.
+      method: the state of the method, which sees only its own steps.
+      otherwise: the state of what stands in between; empty without one.
+      when: the state of the condition; empty without one.
+    """
+
+    step: optax.OptState
+    method: optax.OptState
+    otherwise: optax.OptState
+    when: optax.OptState
+
+
 def as_stage(name: str, stage: Any) -> optax.GradientTransformationExtraArgs:
     """A stage that accepts every extra argument; a whole method is refused when it is initialized."""
     if not isinstance(stage, optax.GradientTransformation):
@@ -49,13 +80,44 @@ def as_stage(name: str, stage: Any) -> optax.GradientTransformationExtraArgs:
         if contains_method(state):
             raise TypeError(
                 f"{name} is a stage of a method, but it was given a whole method (optax_sam.sam, "
-                "saner, "
-                "...). Pass a stage, such as perturbation=optax_sam.normalized(rho) or "
+                "saner, ...). Pass a stage, such as perturbation=optax_sam.normalized(rho) or "
                 "combination=optax_sam.down_weight(alpha) for SANER on top of another method."
+            )
+        if name == "perturbation" and isinstance(state, optax.ConditionallyTransformState):
+            raise ValueError(
+                "perturbation is an optax.conditionally_transform: where its condition does not hold, "
+                "it hands on the whole gradient as ε. Use optax.conditionally_mask, which makes ε = 0, "
+                "or start_step, every_k or when of the method, which save the second gradient."
             )
         return state
 
-    return optax.GradientTransformationExtraArgs(init, accepting.update)
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        try:
+            result: Any = accepting.update(updates, state, params, **extra_args)
+        except (AttributeError, TypeError, ValueError) as error:
+            if params is not None and not _belongs(state, accepting, params):
+                raise TypeError(state_of_another(name, state)) from error
+            raise
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(
+                f"the update of {name} must return (updates, state), got {type(result).__name__}. "
+                "Return the state too, also where there is none: return updates, state."
+            )
+        updates, state = result
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _belongs(state: Any, stage: optax.GradientTransformation, params: Any) -> bool:
+    """Whether a state has the structure that the stage gives it."""
+    own: Any = jax.tree.structure(jax.eval_shape(stage.init, params))
+    return bool(jax.tree.structure(state) == own)
 
 
 def as_method(method: Any) -> optax.GradientTransformationExtraArgs:
@@ -69,6 +131,31 @@ def as_method(method: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def contains_method(state: optax.OptState) -> bool:
-    """Whether the state of a sharpness-aware method is somewhere in this one."""
-    leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, SharpnessAwareState))
-    return any(isinstance(leaf, SharpnessAwareState) for leaf in leaves)
+    """Whether the state of a sharpness-aware method, or of a wrapper of methods, is in this one."""
+
+    def is_method(leaf: Any) -> bool:
+        return isinstance(leaf, SharpnessAwareState | AlongPreviousState | SometimesState)
+
+    return any(is_method(leaf) for leaf in jax.tree.leaves(state, is_leaf=is_method))
+
+
+def check_perturbation(epsilon: Any, gradients: Any, perturbed: Any) -> None:
+    """Raises if ε is the gradient itself on some leaves only."""
+    leaves = [
+        (path, after is before)
+        for (path, before), after, is_perturbed in zip(
+            jax.tree_util.tree_leaves_with_path(gradients),
+            jax.tree.leaves(epsilon),
+            jax.tree.leaves(perturbed),
+            strict=True,
+        )
+        if is_perturbed and _tree.is_floating(before)
+    ]
+    untouched = [jax.tree_util.keystr(path) for path, is_untouched in leaves if is_untouched]
+    if untouched and len(untouched) < len(leaves):
+        raise ValueError(
+            f"the perturbation hands on the gradient of {', '.join(untouched)} as it is, as "
+            "optax.masked does where its mask is False, so that the step there would be the whole "
+            "gradient. To leave these parameters unperturbed pass mask= to the method; for another "
+            "radius there use optax.partition with two perturbations."
+        )

@@ -149,6 +149,11 @@ def linear(
     )
 
 
+def as_arrays(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """The tree with arrays in place of Python floats."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, tree)
+
+
 def as_gradients(gradients: chex.ArrayTree, params: chex.ArrayTree) -> chex.ArrayTree:
     """Gradients that an optimizer can take: zeros for the leaves that have none.
 
@@ -158,7 +163,11 @@ def as_gradients(gradients: chex.ArrayTree, params: chex.ArrayTree) -> chex.Arra
     def one(gradient: Any, param: Any) -> jax.Array:
         dtype = jnp.result_type(param)
         # Not zeros_like: under shard_map that would inherit the mark of a varying parameter.
-        return gradient.astype(dtype) if is_floating(param) else jnp.zeros(jnp.shape(param), dtype)
+        return (
+            jnp.asarray(gradient).astype(dtype)
+            if is_floating(param)
+            else jnp.zeros(jnp.shape(param), dtype)
+        )
 
     return jax.tree.map(one, gradients, params)
 

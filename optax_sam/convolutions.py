@@ -1,7 +1,7 @@
 """Convolutions that are fast inside loops on a CPU."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ from jax import lax
 from jax.extend.core.primitives import conv_general_dilated_p
 
 from optax_sam import _jaxprs
+from optax_sam._checks import check_callable
 
 # Primitives whose inner program may be replaced by an equal one. The derivative rules of custom_jvp
 # and custom_vjp are kept as they are.
@@ -58,12 +59,13 @@ def canonical_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
       >>> bool(jnp.allclose(gradient, jax.grad(loss)(kernel, image)))
       True
     """
+    check_callable("function", function, "Pass the function itself, before it is called.")
 
     @functools.wraps(function)
-    def rewritten(*args, **kwargs):
+    def rewritten(*args: Any, **kwargs: Any) -> Any:
         leaves, treedef = jax.tree.flatten((args, kwargs))
 
-        def flat(leaves):
+        def flat(leaves: list[Any]) -> Any:
             positional, named = jax.tree.unflatten(treedef, leaves)
             return function(*positional, **named)
 
@@ -79,7 +81,7 @@ def inside_control_flow(function: Callable[..., Any]) -> Callable[..., Any]:
     return canonical_convolutions(function) if jax.default_backend() == "cpu" else function
 
 
-def _canonical(equation, values):
+def _canonical(equation: Any, values: Sequence[Any]) -> list[Any]:
     if equation.primitive is conv_general_dilated_p:
         return [_channels_last(equation, *values)]
     if equation.primitive.name in _RECURSE and _is_or_has_convolution(equation):
@@ -87,10 +89,10 @@ def _canonical(equation, values):
     return _jaxprs.bind(equation, values)
 
 
-def _rewrite_inner(equation) -> dict[str, Any]:
+def _rewrite_inner(equation: Any) -> dict[str, Any]:
     """The parameters of an equation with the programs inside it rewritten."""
 
-    def rewrite(value):
+    def rewrite(value: Any) -> Any:
         return _jaxprs.with_rule(value, _canonical)
 
     parameters = dict(equation.params)
@@ -110,13 +112,13 @@ def has_convolution(jaxpr: Any) -> bool:
     return any(_is_or_has_convolution(equation) for equation in program.eqns)
 
 
-def _is_or_has_convolution(equation) -> bool:
+def _is_or_has_convolution(equation: Any) -> bool:
     return equation.primitive is conv_general_dilated_p or any(
         has_convolution(inner) for _, inner in _jaxprs.inner_jaxprs(equation)
     )
 
 
-def _channels_last(equation, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+def _channels_last(equation: Any, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     """One convolution in the layout NHWC × HWIO → NHWC, between transposes."""
     given = equation.params["dimension_numbers"]
     dimensions = inputs.ndim - 2
@@ -131,7 +133,7 @@ def _channels_last(equation, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     features_out, features_in, *positions = given.rhs_spec
     kernel = kernel.transpose(*positions, features_in, features_out)
     canonical = equation.replace(params=equation.params | {"dimension_numbers": last})
-    (outputs,) = _jaxprs.bind(canonical, [inputs, kernel])
+    outputs: jax.Array = _jaxprs.bind(canonical, [inputs, kernel])[0]
     batch, channels, *positions = given.out_spec
     order = [batch, *positions, channels]
     return outputs.transpose([order.index(axis) for axis in range(outputs.ndim)])

@@ -8,6 +8,8 @@ import equinox as eqx
 import jax
 import optax
 
+from optax_sam._checks import call as checked_call
+from optax_sam._checks import check_callable
 from optax_sam.objectives import Objective
 
 
@@ -45,11 +47,19 @@ def loss_function(
       >>> model, opt_state, loss = train_step(
       ...     model, opt_state, jnp.ones((4, 2)), jnp.array([0, 1, 2, 0]))
     """
+    check_callable("loss_fn", loss_fn, "Pass the function (model, *args) -> loss itself.")
     _, static = eqx.partition(model, wrt)
 
     def of_parameters(params: Any) -> Any:
         # A copy of the arguments: an eqx.nn.State may be used once only.
-        return loss_fn(eqx.combine(params, static), *jax.tree.map(lambda leaf: leaf, args))
+        return checked_call(
+            "loss_fn",
+            loss_fn,
+            _combined(params, static),
+            *jax.tree.map(lambda leaf: leaf, args),
+            takes=f"(model, *args) with {len(args)} args",
+            remedy="Pass what it needs beside the model: loss_function(model, loss_fn, x, y).",
+        )
 
     return of_parameters
 
@@ -91,10 +101,23 @@ def objective(
       >>> grads, state = method.update(
       ...     jax.grad(objective)(params), method.init(params), params, loss_fn=objective)
     """
+    if call is not None:
+        check_callable("call", call, "Pass a function (model, inputs) -> logits.")
     _, static = eqx.partition(model, wrt)
 
     def apply_fn(params: Any, inputs: Any) -> Any:
-        combined = eqx.combine(params, static)
+        combined = _combined(params, static)
         return jax.vmap(combined)(inputs) if call is None else call(combined, inputs)
 
     return Objective(apply_fn, inputs, labels, loss, **options)
+
+
+def _combined(params: Any, static: Any) -> Any:
+    """The model of its parameters and of what is none."""
+    try:
+        return eqx.combine(params, static)
+    except ValueError as error:
+        raise ValueError(
+            "params must be those of the model, eqx.filter(model, wrt), got a "
+            f"{type(params).__name__} of {jax.tree.structure(params)}: {error}"
+        ) from error

@@ -20,9 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import _jaxprs, _tree
-from optax_sam._hyperparameters import check_callable
+from optax_sam._checks import check_callable, check_leaves, check_like, kinds
 from optax_sam._loss_checks import call_loss, split_loss_and_aux
-from optax_sam.loss_scaling import loss_scaled
 from optax_sam.objectives import Objective, is_pytree, require_objective
 
 
@@ -90,6 +89,7 @@ def perturb_then_evaluate(
       Foret et al., Sharpness-Aware Minimization, ICLR 2021, arXiv 2010.01412, equation (3).
     """
     check_callable("loss_fn", loss_fn, "Pass the loss as a function of the parameters.")
+    _check_perturbation(params, perturbation)
     if _is_traced((params, perturbation, loss_fn)):
         # Inside a caller's jit a second boundary buys nothing, and its cache would keep a closure
         # over the caller's tracers alive.
@@ -171,6 +171,7 @@ def jacobian_only(
       equation (4.2). The authors published no code.
     """
     objective = require_objective(loss_fn, "the Jacobian-only gradient (J-SAM)")
+    _check_perturbation(params, perturbation)
     if logits is None:
         logits = objective.logits(params)
     else:
@@ -217,6 +218,7 @@ def logit_only(
     """
     del logits
     objective = require_objective(loss_fn, "the logit-only gradient (L-SAM)")
+    _check_perturbation(params, perturbation)
     perturbed = _tree.add(params, perturbation)
     perturbed_logits = objective.logits(perturbed)
     _warn_of_constant_logit_term(objective, perturbed_logits, "L-SAM is then the base optimizer")
@@ -224,10 +226,7 @@ def logit_only(
     _, gradients = value_and_gradients(data_only.with_logit_term_at(perturbed_logits), params)
     loss = objective.loss_from_logits(perturbed_logits)
     if objective.penalty is not None:
-        penalty = objective.penalty_of
-        if objective.loss_scale is not None:
-            penalty = loss_scaled(penalty, objective.loss_scale)
-        value, pull = value_and_gradients(penalty, perturbed)
+        value, pull = value_and_gradients(objective.penalty_of, perturbed)
         loss, gradients = loss + value, _tree.map_floating(jnp.add, gradients, pull)
     return loss, gradients
 
@@ -254,17 +253,11 @@ def value_and_gradients(
 def check_logits(objective: Objective, params: chex.ArrayTree, logits: chex.ArrayTree) -> None:
     """Refuses logits that cannot be those of the objective at the parameters."""
     expected = jax.eval_shape(lambda: objective.logits_and_aux(params)[0])
-
-    def kinds(tree: chex.ArrayTree) -> Any:
-        return jax.tree.map(lambda leaf: (jnp.shape(leaf), str(jnp.result_type(leaf))), tree)
-
     if kinds(logits) != kinds(expected):
         raise ValueError(
-            f"logits must be those of the objective's {objective.batch_size} examples, (shape, "
-            "dtype) "
+            f"logits must be those of the objective's {objective.batch_size} examples, "
             f"{kinds(expected)}, got {kinds(logits)}. Pass the logits of the training step's own "
-            "forward "
-            "pass as the network returns them, or none."
+            "forward pass as the network returns them, or none."
         )
 
 
@@ -275,13 +268,18 @@ def _warn_of_constant_logit_term(
     jaxpr = jax.make_jaxpr(objective.logit_gradient)(logits)
     if not _jaxprs.depends_on_inputs(jaxpr, len(jax.tree.leaves(logits))):
         warnings.warn(
-            "the derivative of the loss in the network's output does not depend on that output, as "
-            "with a "
-            f"network that ends in log_softmax. {consequence}. Let the network return logits, and "
-            "put the "
-            "log_softmax into the loss.",
+            "the derivative of the loss in the network's output does not depend on that output, "
+            f"as with a network that ends in log_softmax. {consequence}. Let the network return "
+            "logits, and put the log_softmax into the loss.",
             stacklevel=2,
         )
+
+
+def _check_perturbation(params: chex.ArrayTree, perturbation: chex.ArrayTree) -> None:
+    """Refuses parameters that are none, and a perturbation that is not like them."""
+    check_leaves(params)
+    remedy = "Where nothing is to be perturbed it has zeros."
+    check_like("perturbation", perturbation, params, of="params", remedy=remedy)
 
 
 def _evaluate(
@@ -308,11 +306,10 @@ def _warn_of_new_functions(loss_fn: Callable[..., Any]) -> None:
     seen.add(id(loss_fn))
     if len(seen) == _MANY:
         warnings.warn(
-            f"{_MANY} different functions made by the same line ({code.co_filename}:"
-            f"{code.co_firstlineno}) were compiled one by one, and each is kept in memory. Put the "
-            "training step under jax.jit, or pass an optax_sam.Objective, whose batch is an "
-            "argument of one "
-            "compiled function.",
+            f"{_MANY} different functions made by the same line "
+            f"({code.co_filename}:{code.co_firstlineno}) were compiled one by one, and each is "
+            "kept in memory. Put the training step under jax.jit, or pass an optax_sam.Objective, "
+            "whose batch is an argument of one compiled function.",
             stacklevel=3,
         )
 

@@ -122,18 +122,18 @@ def _outputs(equation: Any, places: Sequence[Any]) -> list[Any]:
     name = equation.primitive.name
     try:
         if name in _CALLS:
-            return _follow(_jaxprs.inner_jaxprs(equation)[0][1], places)
+            return _follow(_jaxprs.called(equation), places)
         if name == "cond":
             return _follow_branches(equation, places)
         if name == "scan":
             return _follow_scan(equation, places)
         return _batch_axis.place(equation, places)
     except _batch_axis.UnknownError as error:
-        return [_Unknown(f"`{name}` at {_jaxprs.source_line(equation)}: {error}")] * count
+        return [_Unknown(f"{_jaxprs.name_and_line(equation)}: {error}")] * count
     except _batch_axis.ExamplesAreMixedError as error:
         raise _MixedError(
-            f"the examples of the batch are not independent: `{name}` at "
-            f"{_jaxprs.source_line(equation)} {error}."
+            "the examples of the batch are not independent: "
+            f"{_jaxprs.name_and_line(equation)} {error}."
         ) from None
 
 

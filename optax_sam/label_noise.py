@@ -7,13 +7,14 @@ its probability. The functions run in NumPy on the host, before training.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from optax_sam._checks import check_bool
 from optax_sam._hyperparameters import check_integer, check_number
 
 
@@ -57,7 +58,7 @@ def symmetric(
       >>> int(noisy.changed.sum())
       4
     """
-    labels, rate = _check(labels, rate, num_classes, seed)
+    labels, rate = _check(labels, rate, num_classes, seed, exact)
     random = np.random.default_rng(seed)
     changed = _choose(np.full(labels.shape, rate), exact, random, total=rate)
     shift = random.integers(1, num_classes, labels.shape)
@@ -91,7 +92,7 @@ def pair_flip(
     References:
       Han et al., Co-teaching, NeurIPS 2018, arXiv 1804.06872.
     """
-    labels, rate = _check(labels, rate, num_classes, seed)
+    labels, rate = _check(labels, rate, num_classes, seed, exact)
     random = np.random.default_rng(seed)
     changed = _choose(np.full(labels.shape, rate), exact, random, total=rate)
     return _apply(labels, (labels.astype(np.int64) + 1) % num_classes, changed)
@@ -136,7 +137,7 @@ def asymmetric(
     References:
       Patrini et al., Making Deep Neural Networks Robust to Label Noise, CVPR 2017, arXiv 1609.03683.
     """
-    labels, rate = _check(labels, rate, num_classes, seed)
+    labels, rate = _check(labels, rate, num_classes, seed, exact)
     table = _class_table(class_map, num_classes)
     random = np.random.default_rng(seed)
     target = table[labels]
@@ -194,9 +195,9 @@ def instance_dependent(
       Xia et al., Part-dependent Label Noise, NeurIPS 2020, arXiv 2006.07836, algorithm 2. The authors
       project unstandardized inputs, which makes the softmax nearly one-hot.
     """
-    labels, rate = _check(labels, rate, num_classes, seed)
+    labels, rate = _check(labels, rate, num_classes, seed, exact)
     check_number("rate_deviation", rate_deviation, minimum=0)
-    inputs = np.asarray(inputs)
+    inputs = _as_array("inputs", inputs)
     real = (np.bool_, np.integer, np.floating)
     if not any(jnp.issubdtype(inputs.dtype, kind) for kind in real):
         raise TypeError(f"inputs must be real numbers, got dtype {inputs.dtype}.")
@@ -233,34 +234,54 @@ CIFAR10_CLASS_MAP = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 """Truck → automobile, bird → airplane, deer → horse, cat ↔ dog: the usual map for CIFAR-10."""
 
 
-def _check(labels: ArrayLike, rate: float, num_classes: int, seed: int) -> tuple[np.ndarray, float]:
-    if any(isinstance(value, jax.core.Tracer) for value in (labels, rate)):
+def _check(
+    labels: ArrayLike, rate: float, num_classes: int, seed: int, exact: bool
+) -> tuple[np.ndarray, float]:
+    if isinstance(rate, jax.core.Tracer):
         raise TypeError(
-            "label noise is drawn with NumPy, so labels and rate must be concrete, but jit is "
-            "tracing "
-            f"them: {labels!r}, {rate!r}. Draw it once, before training."
+            f"label noise is drawn with NumPy, so rate must be concrete, but jit is tracing it: "
+            f"{rate!r}. Draw it once, before training."
         )
     check_number("rate", rate, minimum=0, maximum=1, remedy="It is a share, not a percentage.")
     check_integer("num_classes", num_classes, minimum=2)
     check_integer("seed", seed, minimum=0)
-    labels = np.asarray(labels)
+    check_bool("exact", exact)
+    labels = _as_array("labels", labels)
     if labels.ndim != 1:
         raise ValueError(
             f"labels must have shape (n,), got {labels.shape}. For one-hot labels take their "
-            "argmax."
+            "argmax; make a list of a generator."
         )
     if labels.size == 0 and labels.dtype == np.float64:
         labels = labels.astype(np.int64)  # what NumPy makes of an empty list
     if not jnp.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"labels must be integers, got dtype {labels.dtype}.")
+        raise TypeError(
+            f"labels must be integers, got dtype {labels.dtype}. Number the classes from 0: "
+            "np.unique(labels, return_inverse=True)[1]."
+        )
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
         raise ValueError(
             f"labels must lie in [0, {num_classes}), got values from {labels.min()} to "
-            f"{labels.max()}."
+            f"{labels.max()}. Leave out examples without a label, or raise num_classes."
         )
     if num_classes - 1 > np.iinfo(labels.dtype).max:
         raise ValueError(f"{num_classes} classes do not fit into labels of dtype {labels.dtype}.")
     return labels, float(rate)
+
+
+def _as_array(name: str, values: Any) -> np.ndarray:
+    if isinstance(values, jax.core.Tracer):
+        raise TypeError(
+            f"label noise is drawn with NumPy, so {name} must be concrete, but jit is tracing "
+            f"them: {values!r}. Draw it once, before training."
+        )
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise ValueError(
+            f"{name} must be one array, got a {type(values).__name__} of rows of different "
+            "lengths. Give every example the same shape."
+        ) from None
 
 
 def _class_table(class_map: Mapping[int, int] | Sequence[int], num_classes: int) -> np.ndarray:

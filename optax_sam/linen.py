@@ -1,5 +1,6 @@
 """The few lines that Flax Linen needs."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -59,6 +60,18 @@ class TrainState(train_state.TrainState):  # type: ignore[no-untyped-call, unuse
           The new state. Parameters of fp8 layers (``overwrite_with_gradient``) are overwritten as Flax
           does it, and are not perturbed.
         """
+        if extra_args is not None and not isinstance(extra_args, Mapping):
+            raise TypeError(
+                f"extra_args must be a dictionary of keywords for tx.update, got {extra_args!r}. "
+                "Write extra_args={'value': loss}."
+            )
+        fields = [field.name for field in dataclasses.fields(self)]
+        unknown = sorted(set(kwargs) - set(fields))
+        if unknown:
+            raise TypeError(
+                f"apply_gradients got {unknown[0]}=, which is neither an argument nor one of the "
+                f"fields {', '.join(fields)}. Pass arguments of tx.update in extra_args=."
+            )
         params, overwritten = _split(self.params)
         gradients, _ = _split(grads)
         if overwritten and loss_fn is not None:
@@ -102,6 +115,10 @@ def capture_layer_input(module: nn.Module, layer: str) -> Callable[..., tuple[An
       >>> logits.shape, hidden.shape
       ((4, 3), (4, 8))
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a Linen module, got {module!r}. Pass the model itself.")
+    if not isinstance(layer, str):
+        raise TypeError(f"layer must be a path such as 'Dense_2' or 'encoder/out', got {layer!r}.")
 
     def apply(variables: Any, *args: Any, **kwargs: Any) -> tuple[Any, jax.Array]:
         captured: list[jax.Array] = []

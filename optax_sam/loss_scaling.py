@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import _tree
-from optax_sam._hyperparameters import check_callable, check_number
+from optax_sam._checks import check_callable
+from optax_sam._hyperparameters import check_number
+from optax_sam._loss_checks import call_loss
 
 
 def loss_scaled(loss_fn: Callable[..., Any], scale: chex.Numeric) -> Callable[..., Any]:
@@ -49,22 +51,31 @@ def loss_scaled(loss_fn: Callable[..., Any], scale: chex.Numeric) -> Callable[..
       Micikevicius et al., Mixed Precision Training, ICLR 2018, arXiv 1710.03740, section 3.2.
     """
     check_callable("loss_fn", loss_fn, "Pass the loss as a function of the parameters.")
-    check_number("scale", scale, minimum=0)
-    if not isinstance(scale, jax.core.Tracer) and not 0 < float(scale) < float("inf"):
-        raise ValueError(f"scale must be positive and finite, got {scale!r}.")
+    check_scale("scale", scale)
     if hasattr(loss_fn, "loss_scale"):  # an Objective, which this file must not import
         objective: Any = loss_fn
         scaled_objective: Callable[..., Any] = objective.replace(loss_scale=scale)
         return scaled_objective
 
     def scaled(params: chex.ArrayTree) -> Any:
-        output = loss_fn(scale_cotangents(params, scale, "divide"))
+        output = call_loss(loss_fn, scale_cotangents(params, scale, "divide"))
         if isinstance(output, tuple):
             loss, *others = output
             return scale_cotangents(loss, scale, "multiply"), *others
         return scale_cotangents(output, scale, "multiply")
 
     return scaled
+
+
+def check_scale(name: str, scale: chex.Numeric) -> None:
+    """Raises unless a loss scale is a positive number; of a traced one only the shape is checked."""
+    check_number(
+        name,
+        scale,
+        minimum=0,
+        exclusive_minimum=True,
+        remedy="It multiplies the loss, typically by 2**10 to 2**16.",
+    )
 
 
 def scale_cotangents(
@@ -93,7 +104,7 @@ def _backward(factor: jax.Array, cotangents: chex.ArrayTree) -> tuple[chex.Array
             cotangent
         ):
             return cotangent
-        wide = jnp.promote_types(cotangent.dtype, factor.dtype)
+        wide = _tree.accumulation_dtype(cotangent)
         return (cotangent.astype(wide) * factor.astype(wide)).astype(cotangent.dtype)
 
     return jax.tree.map(one, cotangents), jnp.zeros_like(factor)

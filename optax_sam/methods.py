@@ -28,6 +28,7 @@ from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
 import optax
 
 from optax_sam._axes import AxisName
+from optax_sam._checks import check_bool
 from optax_sam._hyperparameters import check_integer, check_number
 from optax_sam._masks import MaskOrFunction
 from optax_sam._stages import as_stage
@@ -111,17 +112,17 @@ def _compose(
         if given.get("group_size") is not None:
             raise ValueError(
                 f"ascent_fraction={fraction} cannot be combined with "
-                f"group_size={given['group_size']}: "
-                "each group climbs along its own gradient."
+                f"group_size={given['group_size']}: each group climbs along its own gradient."
             )
         perturbation = on_first(perturbation, fraction)
     if along_previous_direction and given.get("group_size") is not None:
         raise ValueError(
             f"msam climbs along its own last direction, so group_size={given['group_size']}, which "
-            "gives "
-            "each group its own, has no meaning. Leave it out."
+            "gives each group its own, has no meaning. Leave it out."
         )
     users = given.pop("combination", None)
+    if users is not None:
+        users = as_stage("combination", users)
     if otherwise is not None:  # what the user adds acts on the steps in between, too
         otherwise = _chain(otherwise, users)
     else:
@@ -419,15 +420,20 @@ def ncsam(
     """
     warmup_steps = 0 if warmup_steps is None else warmup_steps
     check_integer("warmup_steps", warmup_steps, minimum=0)
+    check_bool("projection", projection)
     if warmup not in ("sgd", "sam"):
         raise ValueError(f"warmup must be 'sgd' or 'sam', got {warmup!r}.")
     skipped = warmup_steps if warmup == "sgd" else 0
     if options.setdefault("start_step", skipped or None) != (skipped or None):
-        raise ValueError("ncsam takes warmup_steps in place of start_step.")
+        raise ValueError(
+            f"start_step={options['start_step']} is warmup_steps in ncsam: pass that instead."
+        )
     strength: optax.ScalarOrSchedule = kappa
-    every_k = options.get("every_k") or 1
+    every_k = options.get("every_k")
+    every_k = 1 if every_k is None else check_integer("every_k", every_k, minimum=1)
     check_number("kappa", kappa, minimum=0)
     if total_steps is not None:
+        check_integer("total_steps", total_steps, minimum=1)
         if warmup_steps >= total_steps:
             raise ValueError(
                 f"warmup_steps={warmup_steps} leaves none of total_steps={total_steps} for the "
@@ -602,8 +608,8 @@ def looksam(  # type: ignore[misc]  # every_k has a default of its own here
       every_k: k ≥ 1. k = 1 is SAM.
       alpha: α ≥ 0, length of the reused part relative to g; a number or a schedule.
       norm_epsilon: added to ‖v‖; see :func:`optax_sam.reuse_orthogonal`.
-      **options: see :class:`optax_sam.Options`. A ``combination`` acts on the
-        steps with a second gradient.
+      **options: see :class:`optax_sam.Options`. A ``combination`` acts on
+        every step, behind the reused part.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.

@@ -10,6 +10,8 @@ import jax
 import optax
 from flax import nnx
 
+from optax_sam._checks import call as checked_call
+from optax_sam._checks import check_callable
 from optax_sam.objectives import Objective
 
 
@@ -53,10 +55,11 @@ def loss_function(
       ...     return loss
       >>> loss = train_step(model, optimizer, jnp.ones((4, 2)), jnp.array([0, 1, 2, 0]))
     """
+    check_callable("loss_fn", loss_fn, "Pass the function (model, *args) -> loss itself.")
     snapshot = _Snapshot(model, args, wrt)
 
     def of_parameters(params: Any) -> Any:
-        return snapshot.evaluate(loss_fn, params)
+        return snapshot.evaluate("loss_fn", loss_fn, params)
 
     return of_parameters
 
@@ -114,13 +117,17 @@ def objective(
       ...     return loss
       >>> loss = train_step(model, optimizer, jnp.ones((4, 2)), jnp.array([0, 1, 2, 0]), rngs)
     """
+    if call is not None:
+        check_callable("call", call, "Pass a function (model, inputs, *args) -> logits.")
+    if not isinstance(args, tuple):
+        raise TypeError(f"args must be a tuple, got {args!r}. Write args=(rngs,).")
     snapshot = _Snapshot(model, args, wrt)
 
     def apply_fn(params: Any, inputs: Any) -> Any:
         def logits_of(model: nnx.Module, *args: Any) -> Any:
             return model(inputs, *args) if call is None else call(model, inputs, *args)
 
-        return snapshot.evaluate(logits_of, params)
+        return snapshot.evaluate("call", logits_of, params)
 
     return Objective(apply_fn, inputs, labels, loss, **options)
 
@@ -133,6 +140,11 @@ class _Snapshot:
         # One split of both: what the model and the arguments share, their copies share too.
         self.filter = lambda path, value: path[0] == 0 and is_parameter(path[1:], value)
         self.graphdef, self.live = self.split(model, args)
+        if not nnx.split((model, args), self.filter, ...)[1]:
+            raise ValueError(
+                f"model has no parameters that wrt={wrt!r} selects, got {type(model).__name__}. "
+                "Pass the live nnx module first, and the filter of nnx.Optimizer as wrt."
+            )
         self.values = nnx.as_pure(self.live)  # the live variables change in the clean pass
         self.differentiated_by_caller = False
 
@@ -141,11 +153,24 @@ class _Snapshot:
         graphdef, *states = nnx.split((model, args), self.filter, ...)
         return graphdef, states[1]
 
-    def evaluate(self, function: Callable[..., Any], params: Any) -> Any:
+    def evaluate(self, name: str, function: Callable[..., Any], params: Any) -> Any:
         """``function(model, *args)`` on copies of both, with ``params`` in the model."""
-        model, args = nnx.merge(self.graphdef, nnx.State({0: params}), self.values, copy=True)
+        try:
+            model, args = nnx.merge(self.graphdef, nnx.State({0: params}), self.values, copy=True)
+        except ValueError as error:
+            raise ValueError(
+                f"params must be those of the model, nnx.state(model, wrt), got a "
+                f"{type(params).__name__} of {jax.tree.structure(params)}: {error}"
+            ) from error
         _, rest = self.split(model, args)
-        output = function(model, *args)
+        output = checked_call(
+            name,
+            function,
+            model,
+            *args,
+            takes=f"(model, *args) with {len(args)} args",
+            remedy="Pass what it needs beside the model: loss_function(model, loss_fn, x, y).",
+        )
         changed = _changed(self.values, rest)
         # Variables come from nnx.state; what nnx.Optimizer hands to a method are bare arrays.
         if _holds_variables(params):
@@ -160,17 +185,16 @@ class _Snapshot:
             raise ValueError(
                 f"the loss changes {names}, but in the live objects the clean pass has not changed "
                 "them since the snapshot of optax_sam.nnx.loss_function or objective: the "
-                "perturbed "
-                "pass would see other random numbers and statistics than the clean pass. Take the "
-                "snapshot before nnx.value_and_grad(loss_fn)(model, ...), not after it."
+                "perturbed pass would see other random numbers and statistics than the clean "
+                "pass. Take the snapshot before nnx.value_and_grad(loss_fn)(model, ...), not "
+                "after it."
             )
         if any(path[0] == 0 for path in changed):
             warnings.warn(
                 f"the loss changes {names}, but the clean pass did so in copies only: the live "
-                "model "
-                "keeps its statistics, and draws the same random numbers at every step. "
-                "Differentiate the loss of the live model, with nnx.value_and_grad(loss_fn)(model, "
-                "...).",
+                "model keeps its statistics, and draws the same random numbers at every step. "
+                "Differentiate the loss of the live model, with "
+                "nnx.value_and_grad(loss_fn)(model, ...).",
                 stacklevel=2,
             )
 
@@ -223,13 +247,16 @@ def capture_layer_input(model: nnx.Module, layer: str) -> Iterator[list[jax.Arra
       >>> captured[0].shape
       (4, 8)
     """
+    if not isinstance(layer, str):
+        raise TypeError(f"layer must be a path such as 'head' or 'encoder.out', got {layer!r}.")
     *parents, name = layer.split(".")
     owner: Any = model
     for parent in parents:
         owner = getattr(owner, parent, None)
     original = getattr(owner, name, None)
-    if original is None:
-        raise ValueError(f"the model has no layer {layer!r}.")
+    if not callable(original):
+        names = [key for key, value in vars(model).items() if isinstance(value, nnx.Module)]
+        raise ValueError(f"the model has no layer {layer!r}; its own layers are {names}.")
     captured: list[jax.Array] = []
 
     def recording(inputs: jax.Array, *args: Any, **kwargs: Any) -> Any:

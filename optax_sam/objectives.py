@@ -1,6 +1,6 @@
 """The supervised mean loss that keeps its parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import chex
@@ -10,9 +10,18 @@ import optax
 
 from optax_sam import _axes, _batches, _microbatches, _tree
 from optax_sam._batches import count_parts, largest_divisor
-from optax_sam._hyperparameters import check_callable
-from optax_sam._loss_checks import check_labels, check_losses
-from optax_sam.loss_scaling import scale_cotangents
+from optax_sam._checks import (
+    call,
+    check_bool,
+    check_callable,
+    is_array_of,
+    kinds,
+    known_values,
+    shape_of,
+    show,
+)
+from optax_sam._loss_checks import check_label_range, check_labels, check_losses
+from optax_sam.loss_scaling import check_scale, scale_cotangents
 
 LossPerExample = Callable[[Any, Any], jax.Array]
 Penalty = Callable[[Any], jax.Array]
@@ -82,22 +91,22 @@ class Objective:
         has_aux: bool = False,
         loss_scale: chex.Numeric | None = None,
     ):
-        self.apply_fn = check_callable(
-            "apply_fn", apply_fn, "Pass a function (params, inputs) -> logits, e.g. model.apply."
-        )
+        self.apply_fn = check_callable("apply_fn", apply_fn, _APPLY)
+        if _is_linen_module(apply_fn):
+            raise TypeError(f"apply_fn must be a function, got {apply_fn!r}. {_APPLY}")
         self.loss: LossPerExample = check_callable(
             "loss", loss, "Pass a function (logits, labels) -> one loss per example."
         )
         self.penalty: Penalty | None = penalty
         if penalty is not None:
             check_callable("penalty", penalty, "Pass a function params -> scalar.")
-        if not isinstance(has_aux, bool):
-            raise TypeError(f"has_aux must be True or False, got {has_aux!r}.")
+        if loss_scale is not None:
+            check_scale("loss_scale", loss_scale)
         self.inputs = inputs
         self.labels = labels
         self.weights = weights
         self.microbatch_size = microbatch_size
-        self.has_aux = has_aux
+        self.has_aux = check_bool("has_aux", has_aux)
         self.loss_scale = loss_scale
         self._check_batch()
 
@@ -113,14 +122,30 @@ class Objective:
                     "weights must be an array of numbers, shape (B,) or like the losses, got "
                     f"{self.weights!r}."
                 )
-        sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
-        if len(sizes) != 1 or sizes == {()}:
-            shapes = jax.tree.map(jnp.shape, batch)
+            values = known_values(self.weights)
+            if values is not None and not (values >= 0).all():  # false for NaN
+                raise ValueError(
+                    f"weights must be at least 0, got {values.min()}. A weight is what an example "
+                    "counts; 0 leaves it out."
+                )
+        for name, value in batch.items():
+            if isinstance(value, Iterator):
+                raise TypeError(
+                    f"{name} must be an array or a pytree of arrays, got {value!r}. Write "
+                    f"{name}=jnp.asarray(list({name}))."
+                )
+        shapes = jax.tree.map(shape_of, batch)
+        sizes = {shape[:1] for shape in map(shape_of, jax.tree.leaves(batch))}
+        if len(sizes) != 1 or not isinstance(next(iter(sizes)), tuple) or sizes == {()}:
             raise ValueError(
-                f"{', '.join(batch)} need one common leading batch axis, got shapes {shapes}."
+                f"{', '.join(batch)} need one common leading batch axis, got shapes {shapes}. "
+                "Pass arrays of B rows; make lists of numbers arrays with jnp.asarray."
             )
         if sizes == {(0,)}:
-            raise ValueError("inputs and labels have no example: the batch axis has length 0.")
+            raise ValueError(
+                f"inputs and labels have no example: the batch axis has length 0, shapes {shapes}. "
+                "Leave empty batches out of the training loop."
+            )
         if self.microbatch_size is not None:
             count_parts(self.batch_size, self.microbatch_size, "microbatch_size")
 
@@ -136,23 +161,22 @@ class Objective:
 
     @property
     def total_weight(self) -> jax.Array:
-        r""":math:`\sum_i v_i`, a scalar in at least JAX's default float dtype; B without weights.
+        r""":math:`\sum_i v_i`, a scalar in JAX's default float dtype; B without weights.
 
         What a batch counts beside others: the mean loss over several devices is the sum of
         ``total_weight * loss`` over the sum of ``total_weight``.
         """
         if self.weights is None:
             return jnp.asarray(self.batch_size, float)
-        dtype = jnp.promote_types(jnp.result_type(float), jnp.result_type(self.weights))
-        return jnp.sum(jnp.asarray(self.weights).astype(dtype))
+        return jnp.sum(jnp.asarray(self.weights).astype(float))
 
     def __call__(self, params: chex.ArrayTree) -> Any:
         """The loss at ``params``, or ``(loss, aux)`` with ``has_aux``."""
         if self.microbatch_size is not None and self.microbatch_size < self.batch_size:
             loss, aux = _microbatches.loss_and_aux(self, params)
         else:
-            params = scale_cotangents(params, self.loss_scale, "divide")
-            logits, aux = self.logits_and_aux(params)
+            scaled = scale_cotangents(params, self.loss_scale, "divide")
+            logits, aux = self.logits_and_aux(scaled)
             loss = scale_cotangents(self.loss_from_logits(logits), self.loss_scale, "multiply")
         if self.penalty is not None:
             loss = loss + self.penalty_of(params)
@@ -160,13 +184,22 @@ class Objective:
 
     def penalty_of(self, params: chex.ArrayTree) -> jax.Array:
         """The penalty R at ``params``; 0 without one."""
-        value = jnp.zeros([]) if self.penalty is None else self.penalty(params)
-        if jnp.shape(value) != () or not _tree.is_floating(value):
+        if self.penalty is None:
+            return jnp.zeros([])
+        value = call(
+            "penalty",
+            self.penalty,
+            scale_cotangents(params, self.loss_scale, "divide"),
+            takes="the parameters and nothing else",
+            remedy="Bind the rest: penalty=lambda params: penalty(params, ...).",
+        )
+        if shape_of(value) != () or not _tree.is_floating(value):
             raise TypeError(
-                f"penalty must return a scalar, got shape {jnp.shape(value)} and dtype "
-                f"{jnp.result_type(value)}. Sum over all parameters inside it."
+                f"penalty must return a scalar, got {kinds(value)}. Sum over all parameters "
+                "inside it."
             )
-        return value
+        value = jnp.asarray(value)
+        return scale_cotangents(value, self.loss_scale, "multiply")  # type: ignore[no-any-return]
 
     def logits(self, params: chex.ArrayTree) -> chex.ArrayTree:
         """The logits at ``params``, without auxiliary output."""
@@ -176,7 +209,15 @@ class Objective:
 
     def logits_and_aux(self, params: chex.ArrayTree) -> tuple[chex.ArrayTree, Any]:
         """The logits and the auxiliary output (None without ``has_aux``) of the batch at once."""
-        output = self.apply_fn(params, self.inputs)
+        output = call(
+            "apply_fn",
+            self.apply_fn,
+            params,
+            self.inputs,
+            takes="(params, inputs)",
+            remedy="Bind the rest: apply_fn=lambda params, inputs: ... For a model of Flax nnx or "
+            "Equinox use objective(model, inputs, labels) of optax_sam.nnx or optax_sam.equinox.",
+        )
         if not self.has_aux:
             if isinstance(output, tuple):
                 raise ValueError(
@@ -194,7 +235,16 @@ class Objective:
     def losses_from_logits(self, logits: chex.ArrayTree) -> jax.Array:
         """The loss of every example, given the logits; shape ``(B, ...)``, without weights."""
         check_labels(self.loss, logits, self.labels)
-        losses = self.loss(logits, self.labels)
+        if self.weights is None:  # a label without a class may have weight 0
+            check_label_range(self.loss, logits, self.labels)
+        losses: jax.Array = call(
+            "loss",
+            self.loss,
+            logits,
+            self.labels,
+            takes="(logits, labels)",
+            remedy="Bind the rest: loss=lambda logits, labels: ...",
+        )
         check_losses(losses, self.loss, logits, self.labels, self.batch_size)
         return losses
 
@@ -215,16 +265,19 @@ class Objective:
         if weights.shape != losses.shape[: weights.ndim]:
             raise ValueError(
                 f"weights must have shape {losses.shape} like the losses, or a leading part of it "
-                "such "
-                f"as {losses.shape[:1]}, got {weights.shape}."
+                f"such as {losses.shape[:1]}, got {weights.shape}."
             )
-        dtype = jnp.promote_types(losses.dtype, jnp.float32)
-        weights = weights.astype(dtype)
+        weights = weights.astype(_tree.accumulation_dtype(losses))
         weights = weights.reshape(*weights.shape, *(1,) * (losses.ndim - weights.ndim))
         return jnp.broadcast_to(weights, losses.shape)
 
     def logit_gradient(self, logits: chex.ArrayTree) -> chex.ArrayTree:
         r"""The logit term :math:`\partial L/\partial f`: (softmax − one-hot)/B for cross-entropy."""
+        if not all(is_array_of(leaf, jnp.floating) for leaf in jax.tree.leaves(logits)):
+            raise TypeError(
+                "the derivative of the loss in the logits needs floating logits, got "
+                f"{kinds(logits)}. Return them from apply_fn before any rounding or argmax."
+            )
         return jax.grad(self.loss_from_logits)(logits)
 
     def with_logit_term_at(self, logits: chex.ArrayTree) -> "Objective":
@@ -235,13 +288,11 @@ class Objective:
         gradient of the loss :math:`\langle f(w, x_i), c_i \rangle`, so that microbatches, groups and
         sharding come from the objective, and no vector-Jacobian product is written by hand.
         """
-        wide = jax.tree.map(
-            lambda z: jnp.asarray(z).astype(jnp.promote_types(jnp.result_type(z), jnp.float32)),
-            logits,
-        )
+        dtype = _tree.accumulation_dtype(logits)
+        wide = jax.tree.map(lambda z: z.astype(dtype) if _tree.is_floating(z) else z, logits)
         terms = jax.tree.map(lambda c: c * self.batch_size, self.logit_gradient(wide))
         losses = jax.eval_shape(self.losses_from_logits, wide)
-        ones = jnp.ones(losses.shape, jnp.promote_types(losses.dtype, jnp.float32))
+        ones = jnp.ones(losses.shape, _tree.accumulation_dtype(losses))
         weights = ones if self.weights is None else self._weights_like(ones)
         factors = self.batch_size * _tree.divide_or_zero(weights, jnp.sum(weights))
         return self.replace(
@@ -263,6 +314,12 @@ class Objective:
             "has_aux": self.has_aux,
             "loss_scale": self.loss_scale,
         }
+        unknown = sorted(set(changes) - set(arguments))
+        if unknown:
+            raise TypeError(
+                f"replace got an unknown argument {unknown[0]}=; an objective has "
+                f"{', '.join(arguments)}."
+            )
         return type(self)(**(arguments | changes))
 
     def with_labels(self, labels: chex.ArrayTree) -> Self:
@@ -273,6 +330,11 @@ class Objective:
         self, examples: tuple[chex.ArrayTree, chex.ArrayTree, jax.Array | None]
     ) -> Self:
         """The same loss of other ``(inputs, labels, weights)``; microbatches no larger than now."""
+        if not isinstance(examples, tuple) or len(examples) != 3:
+            raise TypeError(
+                f"examples must be (inputs, labels, weights), got {kinds(examples)}. Without "
+                "weights write (inputs, labels, None)."
+            )
         inputs, labels, weights = examples
         changed = self.replace(inputs=inputs, labels=labels, weights=weights, microbatch_size=None)
         if self.microbatch_size is not None:
@@ -285,6 +347,7 @@ class Objective:
         Args:
           indices: a slice, or an integer array of example indices, shape ``(m,)``.
         """
+        _check_indices(indices, self.batch_size)
         return self.with_examples(jax.tree.map(lambda leaf: leaf[indices], self.examples))
 
     def groups(self, size: int) -> Self:
@@ -384,6 +447,38 @@ def _split_callable(function: Callable[..., Any] | None) -> tuple[Any, Any]:
 def is_pytree(function: Callable[..., Any]) -> bool:
     """Whether a callable is a registered pytree (``Objective``, ``Partial``, a module of arrays)."""
     return not jax.tree_util.treedef_is_leaf(jax.tree.structure(function))
+
+
+_APPLY = "Pass a function (params, inputs) -> logits, e.g. model.apply."
+
+
+def _is_linen_module(function: Any) -> bool:
+    """Whether it is a Flax Linen module, which can be called inside of another one only."""
+    return any(
+        f"{base.__module__}.{base.__name__}" == "flax.linen.module.Module"
+        for base in type(function).__mro__
+    )
+
+
+def _check_indices(indices: Any, batch_size: int) -> None:
+    if isinstance(indices, slice):
+        return
+    is_mask = is_array_of(indices, jnp.bool_) and not isinstance(indices, jax.core.Tracer)
+    if not (is_mask or is_array_of(indices, jnp.integer)) or jnp.ndim(indices) != 1:
+        raise TypeError(
+            f"indices must be a slice or an integer array of shape (m,), got {show(indices)}. Write "
+            "jnp.asarray([...]); a mask of bools is for outside of jit only."
+        )
+    values = None if is_mask else known_values(indices)
+    if (
+        values is not None
+        and values.size
+        and not (-batch_size <= values.min() and values.max() < batch_size)
+    ):
+        raise ValueError(
+            f"indices must lie in [0, {batch_size}), the examples of the batch, got values from "
+            f"{values.min()} to {values.max()}."
+        )
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from optax_sam import _tree
+from optax_sam._checks import is_array_of, kinds
 from optax_sam._hyperparameters import check_number
 
 
@@ -48,8 +50,21 @@ def last_layer_penalty(
     check_number("activation_coefficient", activation_coefficient, minimum=0)
     check_number("weight_coefficient", weight_coefficient, minimum=0)
 
+    arrays = {"activations": activations, "kernel": kernel}
+    for name, array in arrays.items():
+        if not is_array_of(array, jnp.floating) and not is_array_of(array, jnp.integer):
+            raise TypeError(
+                f"{name} must be an array of numbers, got {kinds(array)}. Pass one layer's array; "
+                "optax_sam.nnx.capture_layer_input yields a list with one for each call."
+            )
+    if not activations.shape or not activations.shape[0]:
+        raise ValueError(
+            f"activations must have shape (B, ...) with B of at least 1, got {activations.shape}. "
+            "The penalty is their mean over the examples."
+        )
+
     def sum_of_squares(array: jax.Array) -> jax.Array:
-        wide = array.astype(jnp.promote_types(array.dtype, jnp.float32))
+        wide = array.astype(_tree.accumulation_dtype(array))
         return jnp.sum(jnp.square(wide))
 
     mean_square = sum_of_squares(activations) / activations.shape[0]

@@ -4,8 +4,8 @@ import jax
 import optax
 
 from optax_sam._axes import AxisName
+from optax_sam._checks import check_callable
 from optax_sam._engine import Engine
-from optax_sam._hyperparameters import check_callable
 from optax_sam._masks import MaskOrFunction
 from optax_sam._stages import SharpnessAwareMetrics, SharpnessAwareState, as_stage
 from optax_sam.evaluations import Evaluation, full_gradient
@@ -119,10 +119,9 @@ def get_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
     states = [value for _, value in found if isinstance(value, SharpnessAwareMetrics)]
     if len(states) != 1:
         raise ValueError(
-            f"expected the state of one sharpness-aware method, found {len(states)}. Pass the "
-            "opt_state of "
-            "an optimizer with one method in it; with several, use "
-            "optax.tree.get_all_with_path(opt_state, 'metrics')."
+            f"expected the state of one sharpness-aware method, found {len(states)} in opt_state, "
+            f"a {type(opt_state).__name__}. Pass the opt_state of an optimizer with one method in "
+            "it; with several, use optax.tree.get_all_with_path(opt_state, 'metrics')."
         )
     metrics = states[0]._asdict()
     for _, fraction in optax.tree.get_all_with_path(opt_state, "down_weighted_fraction"):

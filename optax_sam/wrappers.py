@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _axes, _tree
+from optax_sam._checks import call, check_state, kinds, shape_of
+from optax_sam._gradients import as_gradients
 from optax_sam._hyperparameters import Hyperparameter, ScheduleState, check_integer, check_number
-from optax_sam._stages import as_method, as_stage
+from optax_sam._stages import AlongPreviousState, SometimesState, as_method, as_stage
 from optax_sam.convolutions import inside_control_flow
 from optax_sam.evaluations import value_and_gradients
 from optax_sam.objectives import device_share, require_objective, with_parameters
@@ -64,8 +66,10 @@ def in_steps(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None or loss_fn is None:
+            missing = "params" if params is None else "loss_fn"
             raise ValueError(
-                "in_steps(...) needs the loss: call update(..., params, loss_fn=loss_fn)."
+                f"in_steps(...) takes further gradients, but {missing} is None: call "
+                "update(updates, state, params, loss_fn=loss_fn)."
             )
         arguments = {"loss_fn": loss_fn} | extra_args
         climbed, new_state = stage.update(updates, state, params, **arguments)
@@ -127,6 +131,11 @@ def on_first(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         objective = require_objective(loss_fn, "ascent on a part of the batch (ascent_fraction)")
+        if params is None:
+            raise ValueError(
+                "on_first(...) takes another gradient, but params is None: call "
+                "update(updates, state, params, loss_fn=objective)."
+            )
         # 0.2 * 5 is 1 example, also in floating point.
         count = max(1, math.floor(fraction * objective.batch_size + 1e-9))
         part = objective.subset(slice(0, count))
@@ -146,21 +155,8 @@ def check_ascent_fraction(name: str, fraction: Any) -> None:
     if not isinstance(fraction, int | float) or fraction == 0:
         raise ValueError(
             f"{name} must lie in (0, 1] and be a Python number, got {fraction!r}. It decides how "
-            "many "
-            "examples are computed."
+            "many examples are computed."
         )
-
-
-class AlongPreviousState(NamedTuple):
-    """State of :func:`along_previous`.
-
-    Attributes:
-      direction: pytree like the parameters, the method's last direction; zeros before the first step.
-      method: the state of the method.
-    """
-
-    direction: optax.Updates
-    method: optax.OptState
 
 
 def along_previous(
@@ -201,6 +197,7 @@ def along_previous(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AlongPreviousState]:
+        check_state(state, AlongPreviousState, "along_previous (Momentum-SAM)")
         arguments = {"clean_grads": updates} | extra_args
         direction, method_state = inner.update(state.direction, state.method, params, **arguments)
         return direction, AlongPreviousState(direction, method_state)
@@ -301,23 +298,15 @@ class _StatelessWhen:
     def update(
         self, gradients: optax.Updates, state: optax.OptState, params: optax.Params
     ) -> tuple[jax.Array, optax.OptState]:
-        return self.function(gradients, params), state
-
-
-class SometimesState(NamedTuple):
-    """State of :func:`sometimes`.
-
-    Attributes:
-      step: int32 count of all updates, or empty where only ``when`` decides.
-      method: the state of the method, which sees only its own steps.
-      otherwise: the state of what stands in between; empty without one.
-      when: the state of the condition; empty without one.
-    """
-
-    step: optax.OptState
-    method: optax.OptState
-    otherwise: optax.OptState
-    when: optax.OptState
+        holds = call(
+            "when",
+            self.function,
+            gradients,
+            params,
+            takes="(gradients, params)",
+            remedy="For a condition on the step use every_k, start_step and stop_step.",
+        )
+        return holds, state
 
 
 def sometimes(
@@ -384,9 +373,10 @@ def sometimes(
             when=optax.EmptyState() if condition is None else condition.init(params),
         )
 
-    def is_due(step: optax.OptState) -> tuple[Any, optax.OptState]:
-        if not isinstance(step, ScheduleState):
+    def is_due(step: Any) -> tuple[Any, optax.OptState]:
+        if not counted:
             return jnp.asarray(True), step
+        check_state(step, ScheduleState, "sometimes, whose condition counts steps")
         count = step.count
         due = (count >= start) & ((count - start) % k == 0)
         if stop_step is not None:
@@ -400,9 +390,13 @@ def sometimes(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SometimesState]:
         _axes.require_axis_name(axis_name)
+        check_state(state, SometimesState, "sometimes (every_k, start_step, stop_step, when)")
         if params is None:
-            raise ValueError("sometimes(...) needs the parameters: call update(..., params).")
-        updates = _tree.as_gradients(updates, params)
+            raise ValueError(
+                "sometimes(...) needs the parameters, but params is None: call "
+                "update(grads, state, params, loss_fn=loss_fn)."
+            )
+        updates = as_gradients("updates", updates, params)
         share = device_share(extra_args.get("loss_fn"), axis_name)
         due, step = is_due(state.step)
         when_state = state.when
@@ -440,9 +434,11 @@ def sometimes(
 
 
 def _as_condition(when: Any) -> When | None:
-    if when is None or (hasattr(when, "init") and hasattr(when, "update")):
-        return when  # type: ignore[no-any-return]
-    if not callable(when):
+    if when is None or (
+        hasattr(when, "init") and hasattr(when, "update") and not isinstance(when, type)
+    ):
+        return when
+    if not callable(when) or isinstance(when, type) or when is gradient_norm_is_large:
         raise TypeError(
             f"when must be a condition such as optax_sam.gradient_norm_is_large(), or a function "
             f"(gradients, params) -> bool, got {when!r}."
@@ -451,9 +447,9 @@ def _as_condition(when: Any) -> When | None:
 
 
 def _one_bool(holds: Any) -> jax.Array:
-    if jnp.shape(holds) != () or jnp.result_type(holds) != jnp.bool_:
+    if shape_of(holds) != () or jnp.result_type(holds) != jnp.bool_:
         raise TypeError(
-            f"when must return one bool, got shape {jnp.shape(holds)} and dtype "
-            f"{jnp.result_type(holds)}. Compare with a number, and reduce with jnp.any or jnp.all."
+            f"when must return one bool, got {kinds(holds)}. Compare with a number, and reduce "
+            "with jnp.any or jnp.all."
         )
     return jnp.asarray(holds)

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import typing
 
 import pytest
 
@@ -27,6 +28,12 @@ def public_names():
                 yield f"{value.__name__}.{inner}", member
 
 
+def fields_of(value):
+    """The names in a named tuple or a dictionary of options."""
+    options = value.__annotations__ if typing.is_typeddict(value) else ()
+    return getattr(value, "_fields", tuple(options))
+
+
 PUBLIC = dict(public_names())
 every_public_name = pytest.mark.parametrize("name", PUBLIC)
 
@@ -34,7 +41,7 @@ every_public_name = pytest.mark.parametrize("name", PUBLIC)
 RECORDS = {
     name
     for name, value in PUBLIC.items()
-    if inspect.isclass(value) and (hasattr(value, "_fields") or getattr(value, "_is_protocol", 0))
+    if inspect.isclass(value) and (fields_of(value) or getattr(value, "_is_protocol", 0))
 }
 
 
@@ -50,10 +57,8 @@ def test_has_a_docstring_with_an_example(name):
     documentation = inspect.getdoc(PUBLIC[name]) or ""
     assert len(documentation.splitlines()[0]) > 10
     if name in RECORDS:
-        if hasattr(PUBLIC[name], "_fields"):
-            section = documentation.split("Attributes:")[1]
-            for field in PUBLIC[name]._fields:
-                assert f"{field}:" in section, field
+        for field in fields_of(PUBLIC[name]):
+            assert f"{field}:" in documentation.split("Attributes:")[1], field
         return
     assert "Example:" in documentation
     assert ">>>" in documentation

@@ -220,7 +220,9 @@ class TestPerturbThenEvaluate:
             optax_sam.perturb_then_evaluate(nested, jnp.ones(2), jnp.ones(2))
 
     def test_refuses_auxiliary_output_that_cannot_be_told_from_gradients(self):
-        with pytest.raises(TypeError, match=r"looks like the parameters.*return loss, \{'aux': aux\}"):
+        with pytest.raises(
+            TypeError, match=r"looks like the parameters.*return loss, \{'aux': aux\}"
+        ):
             optax_sam.perturb_then_evaluate(lambda w: (w.sum(), w), jnp.ones(2), jnp.ones(2))
         with pytest.raises(TypeError, match=r"got a tuple of 3.*one dictionary"):
             optax_sam.perturb_then_evaluate(lambda w: (w.sum(), 1, 2), jnp.ones(2), jnp.ones(2))

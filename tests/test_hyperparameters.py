@@ -12,7 +12,8 @@ import pytest
 
 import optax_sam
 from optax_sam import _hyperparameters
-from optax_sam._hyperparameters import Hyperparameter, ScheduleState, check_callable, check_number
+from optax_sam._checks import check_callable
+from optax_sam._hyperparameters import Hyperparameter, ScheduleState, check_number
 
 
 def test_a_count_is_kept_only_for_a_schedule():

@@ -58,7 +58,8 @@ def test_masks_of_other_trees_are_refused():
 )
 def test_one_bool_for_all_is_refused(mask):
     """It is what ``inject_hyperparams`` makes of a function, which it takes for a schedule."""
-    with pytest.raises(TypeError, match=r"mask must be a pytree.*leave it out.*static_args=\('mask',\)"):
+    message = r"mask must be a pytree.*leave it out.*static_args=\('mask',\)"
+    with pytest.raises(TypeError, match=message):
         resolve(mask)
 
 
@@ -116,7 +117,11 @@ def test_masked_leaves_are_neither_perturbed_nor_counted(method):
     np.testing.assert_allclose(updates["head"], 2.0)
 
 
-@pytest.mark.parametrize("every", [lambda p: jax.tree.map(lambda _: False, p), {"body": False, "head": False}])
+@pytest.mark.parametrize(
+    "every",
+    [lambda params: jax.tree.map(lambda _: False, params), {"body": False, "head": False}],
+    ids=["function", "prefix"],
+)
 def test_a_mask_of_nothing_is_refused(every):
     def loss_fn(params):
         return sum(jnp.sum(leaf**3) for leaf in jax.tree.leaves(params))

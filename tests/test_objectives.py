@@ -93,7 +93,7 @@ def test_a_mapped_group_knows_its_size():
 
 
 def test_groups_refuse_a_size_that_does_not_divide():
-    with pytest.raises(ValueError, match="group_size=3 must divide the batch of 8.*such as 2"):
+    with pytest.raises(ValueError, match=r"group_size=3 must divide the batch of 8.*such as 2"):
         mlp_objective().groups(3)
     with pytest.raises(ValueError, match="group_size must be at least 1, got 0"):
         mlp_objective().groups(0)

@@ -283,7 +283,9 @@ def test_an_axis_name_that_nobody_maps(make):
 
     with pytest.raises(ValueError, match=r"axis_name='dta' names.*mapped here are \('data',\)"):
         under_shard_map(on_shard)
-    with pytest.raises(TypeError, match=r"axis_name must be.*got \['data'\].*\('hosts', 'devices'\)"):
+    with pytest.raises(
+        TypeError, match=r"axis_name must be.*got \['data'\].*\('hosts', 'devices'\)"
+    ):
         make(axis_name=["data"])
 
 

@@ -102,7 +102,8 @@ def _hits(results: list[Result], setting: Setting) -> np.ndarray:
     """Per held-out row, the share of seeds that predict its label."""
     rows = results[-1].rows
     runs = [r.correct for r in results if r.setting == setting and r.rows == rows]
-    return np.mean(np.stack(runs).astype(np.float64), axis=0)
+    share: np.ndarray = np.mean(np.stack(runs).astype(np.float64), axis=0)
+    return share
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
@@ -115,7 +116,7 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> float | None:
     ranks = [_ranks(values) for values in (first, second)]
     if any(rank.std() == 0 for rank in ranks):
         return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(np.stack(ranks))[0, 1])
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

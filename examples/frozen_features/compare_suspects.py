@@ -117,7 +117,10 @@ def cross_validated(data: Features, seed: int) -> np.ndarray:
     model = LogisticRegression()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return cross_val_predict(model, inputs, data.labels, cv=folds, method="predict_proba")
+        p: np.ndarray = cross_val_predict(
+            model, inputs, data.labels, cv=folds, method="predict_proba"
+        )
+    return p
 
 
 def score_by_cleanlab(data: Features, seed: int) -> tuple[np.ndarray, float]:

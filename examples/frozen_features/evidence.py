@@ -252,12 +252,15 @@ class Bench:
         path = self._folder / f"issues_{self.name}.npz"
         if path.exists():
             with np.load(path) as archive:
-                return archive["issues"]
+                known: np.ndarray = archive["issues"]
+                return known
         from cleanlab.filter import find_label_issues
 
         from .compare_suspects import cross_validated
 
-        issues = find_label_issues(self.data.labels, cross_validated(self.data, seed=0), n_jobs=1)
+        issues: np.ndarray = find_label_issues(
+            self.data.labels, cross_validated(self.data, seed=0), n_jobs=1
+        )
         write_atomically(path, npz_bytes({"issues": issues}))
         return issues
 

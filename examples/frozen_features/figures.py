@@ -1,7 +1,7 @@
 """The figures of a fit."""
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -16,7 +16,7 @@ from .search import Result
 if TYPE_CHECKING:
     from .fit import Fitted, Outcome
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -62,12 +62,12 @@ def along_radius(outcome: "Outcome") -> Figure:
             _plot_radius(axes, ours, measure)
             axes.set_title(f"{head}: {name}", fontsize=9, loc="left")
             axes.set_xlabel("radius ρ")
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in grid.flat:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncol=min(len(handles), 5)
+        list(handles.values()), list(handles), loc="outside lower center", ncol=min(len(handles), 5)
     )
     return figure
 
@@ -140,8 +140,7 @@ def confusion(fitted: "Fitted", data: Features) -> Figure:
     if data.num_classes <= 30:
         ticks = range(data.num_classes)
         names = [name if len(name) <= 14 else name[:13] + "…" for name in data.class_names]
-        turned = {"rotation": 90} if max(map(len, names)) > 3 else {}
-        axes.set_xticks(ticks, names, **turned)
+        axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 3 else 0)
         axes.set_yticks(ticks, names)
     if data.num_classes <= 12:
         for (row, column), share in np.ndenumerate(shares):

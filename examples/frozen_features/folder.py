@@ -100,7 +100,11 @@ class Folder:
         """The arrays of a finished block, or None; a damaged one counts as unfinished."""
         path = self.path / "state" / f"{name}.npz"
         damaged = (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError)
-        with contextlib.suppress(*damaged), np.load(path, allow_pickle=False) as archive:
+        with (
+            contextlib.suppress(*damaged),
+            open(path, "rb") as stream,  # NumPy leaves a damaged file open
+            np.load(stream, allow_pickle=False) as archive,
+        ):
             return {key: archive[key] for key in archive.files}
         return None
 

@@ -17,15 +17,19 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 def cross_entropy(strength: jax.Array) -> Loss:
     """Cross-entropy; it has no strength."""
     del strength
-    return optax.softmax_cross_entropy
+
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return jnp.asarray(optax.softmax_cross_entropy(logits, labels))
+
+    return loss
 
 
 def label_smoothing(strength: jax.Array) -> Loss:
     """Cross-entropy with labels mixed with the uniform distribution by ``strength``."""
 
-    def loss(logits, labels):
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
         smooth = (1 - strength) * labels + strength / labels.shape[-1]
-        return optax.softmax_cross_entropy(logits, smooth)
+        return jnp.asarray(optax.softmax_cross_entropy(logits, smooth))
 
     return loss
 
@@ -33,7 +37,7 @@ def label_smoothing(strength: jax.Array) -> Loss:
 def generalized_cross_entropy(strength: jax.Array) -> Loss:
     """GCE, (1 − p^q) / q (Zhang and Sabuncu, NeurIPS 2018); q → 0 is cross-entropy, 1 is MAE."""
 
-    def loss(logits, labels):
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
         log_p = (jax.nn.log_softmax(logits) * labels).sum(-1)
         return -jnp.expm1(strength * log_p) / strength
 
@@ -43,9 +47,9 @@ def generalized_cross_entropy(strength: jax.Array) -> Loss:
 def symmetric_cross_entropy(strength: jax.Array) -> Loss:
     """SCE, α · CE + reverse CE with log 0 = −4 (Wang et al., ICCV 2019); the strength is α."""
 
-    def loss(logits, labels):
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
         wrong = 1 - (jax.nn.softmax(logits) * labels).sum(-1)
-        return strength * optax.softmax_cross_entropy(logits, labels) + 4.0 * wrong
+        return jnp.asarray(strength * optax.softmax_cross_entropy(logits, labels) + 4.0 * wrong)
 
     return loss
 
@@ -53,11 +57,11 @@ def symmetric_cross_entropy(strength: jax.Array) -> Loss:
 def early_learning(strength: jax.Array) -> Loss:
     """ELR, CE + λ log(1 − ⟨p, t⟩) (Liu et al., NeurIPS 2020); t averages past predictions."""
 
-    def loss(logits, labels):
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
         labels, past = jnp.split(labels, 2, axis=-1)
         agreement = (jax.nn.softmax(logits) * past).sum(-1)
         pull = jnp.log(jnp.maximum(1 - agreement, 1e-4))
-        return optax.softmax_cross_entropy(logits, labels) + strength * pull
+        return jnp.asarray(optax.softmax_cross_entropy(logits, labels) + strength * pull)
 
     return loss
 

@@ -39,7 +39,8 @@ class Model(NamedTuple):
                 f"{len(self.mean):,}. Give the same features."
             )
         lanes = {name: array[None] for name, array in self.params.items()}
-        return predict(lanes, inputs, self.mean, self.deviation)[0]
+        logits: np.ndarray = predict(lanes, inputs, self.mean, self.deviation)[0]
+        return logits
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
         """Shape ``(n, classes)``."""
@@ -67,7 +68,7 @@ def load(path: Path) -> Model:
     if not path.is_file():
         raise DataError(f"{path}: there is no such model. Give the model.npz of a fit.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         about = json.loads(str(arrays["about"]))
         if about["format"] != FORMAT:

@@ -1,7 +1,7 @@
 """What one compiled program trains: a head, a method, and what can be added to it."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optax
 
@@ -55,12 +55,12 @@ class Recipe:
         """Whether the loss takes class indices, which NCSAM asks for."""
         return self.loss == "cross_entropy" and not self.mixup
 
-    def build(self, rho) -> optax.GradientTransformationExtraArgs:
+    def build(self, rho: Any) -> optax.GradientTransformationExtraArgs:
         """The method with its additions; decay, momentum and learning rate come behind it."""
         if not (self.saner or self.average or self.group_size):
             return optax.with_extra_args_support(METHODS[self.method].build(rho))
         combination = optax_sam.down_weight(0.5) if self.saner or self.method == "saner" else None
-        options = {"combination": combination, "group_size": self.group_size}
+        options: dict[str, Any] = {"combination": combination, "group_size": self.group_size}
         if self.average is not None:
             if self.method != "sam":
                 raise ValueError(f"average: it goes with sam only, not with {self.method!r}.")
@@ -78,10 +78,10 @@ class Knobs(NamedTuple):
       rho: the radius.
       decay: weight decay, added to the method's gradient.
       rate: the first learning rate; it falls to 0 along a cosine.
-      strength: of the loss, or of mixup.
+      strength: of the loss, or of mixup. Each is a float, or an array with one value per lane.
     """
 
-    rho: float = 0.0
-    decay: float = 5e-4
-    rate: float = 0.02
-    strength: float = 0.0
+    rho: Any = 0.0
+    decay: Any = 5e-4
+    rate: Any = 0.02
+    strength: Any = 0.0

@@ -152,7 +152,11 @@ def show(outcome: "Outcome", seconds: float) -> None:
         console.print(note, highlight=False)
     console.print("The best setting of every head and method, in percent:", highlight=False)
     table = Table(
-        title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1)
+        title=title,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+        padding=(0, 1, 0, 0),
     )
     for index, column in enumerate((*COLUMNS, "rows × seeds")):
         table.add_column(column, justify="left" if index < 2 else "right")

@@ -16,6 +16,8 @@ from .train import Lane, Trainer
 
 MOST_LANES = 4
 LANE_PARAMETERS = 2**22
+CHEAP_LANE = 10**10
+"""Parameters × rows × epochs below which a spare lane costs less than another compilation."""
 
 Progress = Callable[[str, int, int], None]
 """``progress(what, done, all)``."""
@@ -106,7 +108,7 @@ def scores(results: list[Result], criterion: str = "held_out") -> dict[Setting, 
 
 def lanes_of(config: Config, data: Features) -> int:
     """How many runs share a program: more for small heads."""
-    parameters = data.inputs.shape[1] * (config.hidden or 1)
+    parameters = int(data.inputs.shape[1]) * (config.hidden or 1)
     return min(max(LANE_PARAMETERS // parameters, 1), MOST_LANES)
 
 
@@ -138,8 +140,10 @@ def _run_block(
         rows = parts.train[: rung.rows]
         held_out = data.inputs[parts.held_out]
         truth = data.labels[parts.held_out]
-        # Always the same number of lanes, so that a program is compiled once.
-        padded = block + [block[-1]] * (lanes_of(config, data) - len(block))
+        # Where a lane is cheap, always the same number of them, so that a program is compiled once.
+        work = data.inputs.shape[1] * (config.hidden or 1) * len(rows) * (config.epochs or 1)
+        spare = lanes_of(config, data) - len(block) if work < CHEAP_LANE else 0
+        padded = block + [block[-1]] * spare
         lanes = [Lane(setting.knobs, config.seed + seed) for setting, seed in padded]
         recipe = block[0][0].recipe(config.hidden or 1)
         curves, logits = [], np.empty(0)

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy.stats  # type: ignore[import-untyped]
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -33,12 +33,13 @@ def finals(
     measure = "held_out_best" if contender.early_stopping else "held_out"
     best = max(wanted, key=lambda key: trials[key][measure])
     part = "trial" if contender.early_stopping else "final"
-    return {row["seed"]: row for row in ours if row["part"] == part and _key_of(row) == best}
+    runs = {row["seed"]: row for row in ours if row["part"] == part and _key_of(row) == best}
+    return runs if part == "final" or len(runs) > 1 else {}  # its first seed is SGD's trial
 
 
 def reported(row: dict[str, Any], contender: Contender) -> float:
     """Test accuracy of a final run: the last epoch's, but for early stopping."""
-    return row["test_at_best"] if contender.early_stopping else row["test"]
+    return float(row["test_at_best" if contender.early_stopping else "test"])
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
@@ -55,7 +56,7 @@ def table(rows: list[dict[str, Any]], name: str) -> list[tuple[str, ...]]:
     contenders = list(dict.fromkeys(c for study in STUDIES.values() for c in study))
     base = next(c for c in contenders if c.name == BASE)
     plain = finals(rows, name, base)
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for contender in contenders:
         runs = finals(rows, name, contender)
         if not runs:

@@ -6,7 +6,7 @@ they are in the file: each batch is standardized when it is needed.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +50,8 @@ class State(NamedTuple):
     @property
     def predictor(self) -> networks.Params:
         """The weights that predict."""
-        return self.params if self.average is None else self.average
+        predictor: networks.Params = self.params if self.average is None else self.average
+        return predictor
 
 
 class Table(NamedTuple):
@@ -94,19 +95,27 @@ def _init(recipe: Recipe, knobs: Knobs, seeds: list[int], data: Features) -> Sta
         past = jnp.full((len(seeds), rows, data.num_classes), 1 / data.num_classes)
     if recipe.weight_average:
         average = params
-    state = State(params, opt_state, average, past)
-    return jax.tree.map(jnp.array, state)  # no buffer twice: all are donated
+    # No buffer twice: all are donated.
+    return State(*jax.tree.map(jnp.array, (params, opt_state, average, past)))
 
 
 @functools.cache
-def _epoch_program(recipe: Recipe, classes: int) -> Callable:
+def _epoch_program(recipe: Recipe, classes: int) -> Callable[..., Any]:
     """``epoch(state, knobs, seeds, table, order, clock) -> (state, mean loss)`` of all lanes.
 
     ``order`` has shape ``(lanes, steps, batch)``, of which ``clock[1]`` steps are done; ``clock`` is
     (first step, steps, all steps). A dynamic number of steps keeps subsets in one program.
     """
 
-    def step(state, knobs, seed, table, rows, now, total):
+    def step(
+        state: State,
+        knobs: Knobs,
+        seed: jax.Array,
+        table: Table,
+        rows: jax.Array,
+        now: jax.Array,
+        total: jax.Array,
+    ) -> tuple[State, jax.Array]:
         key = jax.random.fold_in(jax.random.key(seed), now)
         inputs = standardize(table.inputs[rows], table.mean, table.deviation)
         labels = table.labels[rows]
@@ -139,17 +148,24 @@ def _epoch_program(recipe: Recipe, classes: int) -> Callable:
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         average = state.average
         if average is not None:
-            decay = jnp.minimum(recipe.weight_average, (1 + now) / (10 + now))
+            decay = jnp.minimum(recipe.weight_average or 0.0, (1 + now) / (10 + now))
             average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
         return State(params, opt_state, average, past), loss
 
     lanes = jax.vmap(step, in_axes=(0, 0, 0, None, 0, None, None))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def epoch(state, knobs, seeds, table, order, clock):
+    def epoch(
+        state: State,
+        knobs: Knobs,
+        seeds: jax.Array,
+        table: Table,
+        order: jax.Array,
+        clock: jax.Array,
+    ) -> tuple[State, jax.Array]:
         first, steps, total = clock
 
-        def body(i, carry):
+        def body(i: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
             state, sums = carry
             state, losses = lanes(state, knobs, seeds, table, order[:, i], first + i, total)
             return state, sums + losses
@@ -161,13 +177,15 @@ def _epoch_program(recipe: Recipe, classes: int) -> Callable:
 
 
 @jax.jit
-def _logits(params, inputs, mean, deviation):
+def _logits(
+    params: networks.Params, inputs: jax.Array, mean: jax.Array, deviation: jax.Array
+) -> jax.Array:
     inputs = standardize(inputs, mean, deviation)
     return jax.vmap(networks.apply, in_axes=(0, None))(params, inputs)
 
 
 def predict(
-    params: networks.Params, inputs: np.ndarray, mean: np.ndarray, deviation: np.ndarray
+    params: Mapping[str, Any], inputs: np.ndarray, mean: np.ndarray, deviation: np.ndarray
 ) -> np.ndarray:
     """Logits of all lanes, in blocks of rows.
 
@@ -192,7 +210,8 @@ def predict(
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    shares: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
 
 
 class Trainer:

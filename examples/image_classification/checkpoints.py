@@ -6,19 +6,17 @@ array silently to the dtype that is asked for. A record beside the arrays theref
 with its shape and dtype, and holds a digest of their bytes and one of itself.
 """
 
-import contextlib
 import hashlib
-import io
 import json
-import logging
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from .output_folder import reserve
 
 
 class CheckpointError(Exception):
@@ -74,8 +72,9 @@ class Checkpoints:
             record=ocp.args.JsonSave(record | {"record_sha256": _json_digest(record)}),
         )
         try:
-            with _without_tracebacks():
-                saved = self._manager.save(epoch, args=items)
+            # Else orbax would notice a full disk halfway, in threads that print whole tracebacks.
+            reserve(self.folder, sum(array.nbytes for array in arrays.values()) + 2**16)
+            saved = self._manager.save(epoch, args=items)
         except Exception as error:  # orbax and tensorstore raise whatever the file system led to
             raise self._not_saved(epoch, error) from error
         if not saved:  # orbax keeps silent where there is a later one
@@ -148,8 +147,8 @@ class Checkpoints:
 
     def _not_saved(self, epoch: int, error: Exception) -> CheckpointNotSaved:
         latest = self.latest()
-        system = re.search(r": ([^:]*?) \[os_error_code", str(error))
-        reason = system[1] if system else f"{type(error).__name__}: {str(error)[:200]}"
+        system = getattr(error, "strerror", None)
+        reason = system or f"{type(error).__name__}: {str(error)[:200]}"
         return CheckpointNotSaved(
             f"the checkpoint of epoch {epoch} could not be written in {self.folder} ({reason}). "
             + (f"The last one, {latest}, is unharmed." if latest else "There is no earlier one.")
@@ -163,18 +162,6 @@ class Checkpoints:
             f"the checkpoint {self.folder / str(epoch)} is refused: {reason}. Delete this folder to "
             f"{remedy}, or restore it from a copy."
         )
-
-
-@contextlib.contextmanager
-def _without_tracebacks() -> Iterator[None]:
-    """Keeps what orbax's threads print of an error off the terminal: the caller gets the error."""
-    logger = logging.getLogger("absl")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.disabled = disabled
 
 
 def _named_arrays(tree: Any) -> dict[str, np.ndarray]:

@@ -27,10 +27,10 @@ CURVES = {
     "recovered": ("true class of wrong labels predicted", "#8e5bb5"),
 }
 
-GROUPS = {
-    "group_a": ("A: r ≥ 1", "#8e5bb5"),
-    "group_b": ("B: 0 < r < 1", "#d1495b"),
-    "group_c": ("C: r ≤ 0", "#7f7f7f"),
+COORDINATES = {
+    "coordinates_a": ("A: r ≥ 1", "#8e5bb5"),
+    "coordinates_b": ("B: 0 < r < 1", "#d1495b"),
+    "coordinates_c": ("C: r ≤ 0", "#7f7f7f"),
 }
 
 
@@ -77,17 +77,17 @@ def legend_below(axes) -> None:
 
 def _curves(rows: list[Row]) -> Figure:
     figure = Figure(figsize=(13, 3.9), layout="constrained")
-    accuracy, loss, groups = figure.subplots(1, 3)
+    accuracy, loss, coordinates = figure.subplots(1, 3)
     plot_lines(accuracy, rows, CURVES)
     accuracy.set(ylabel="share of examples, %", ylim=(0, 100))
     legend_below(accuracy)
     loss.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], color="#333333")
     loss.set(xlabel="epoch", ylabel="training loss (noisy labels)")
     loss.xaxis.set_major_locator(MaxNLocator(integer=True))
-    plot_lines(groups, rows, GROUPS)
-    groups.set(ylabel="share of coordinates, %", ylim=(0, 100))
-    groups.set_title("groups by r = g'/g at SAM's perturbation", fontsize=10)
-    legend_below(groups)
+    plot_lines(coordinates, rows, COORDINATES)
+    coordinates.set(ylabel="share of coordinates, %", ylim=(0, 100))
+    coordinates.set_title("coordinates by r = g'/g at SAM's perturbation", fontsize=10)
+    legend_below(coordinates)
     return figure
 
 

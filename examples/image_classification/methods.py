@@ -46,7 +46,6 @@ def build(
     total_steps: int,
     axis_name: str | None,
     wrong: float,
-    has_aux: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """The method with its options, to stand in front of the optimizer in the chain.
 
@@ -55,12 +54,11 @@ def build(
       total_steps: optimizer steps of the whole run.
       axis_name: the mapped axis under ``pmap`` and ``shard_map``.
       wrong: share of wrong labels in the training set.
-      has_aux: whether the objective has auxiliary output, such as batch statistics.
 
     Returns:
       The transformation.
     """
-    options: dict[str, Any] = {"has_aux": has_aux, "axis_name": axis_name}
+    options: dict[str, Any] = {"axis_name": axis_name}
     strength = config.down_weight
     if strength is None and config.method == "saner":
         strength = 0.5

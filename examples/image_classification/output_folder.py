@@ -41,10 +41,7 @@ def held(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(NEEDED))
-            probe.flush()
-            os.fsync(probe.fileno())
+        reserve(folder, NEEDED)
         lock = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115, closed below
     except OSError as error:
         raise type(error)(
@@ -94,6 +91,16 @@ def _in_use(folder: Path, holder: str, remedy: str = "") -> BlockingIOError:
         f"--output: {folder} is in use by {holder or 'another process'}. Wait for its end, or name "
         f"another folder.{remedy}"
     )
+
+
+def reserve(folder: Path, size: int) -> None:
+    """Raises an OSError if a file of so many bytes cannot be written into the folder."""
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(probe.fileno(), 0, size)
+        else:
+            probe.write(bytes(size))
+            probe.flush()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

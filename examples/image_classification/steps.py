@@ -204,8 +204,8 @@ class Evaluator:
         return np.concatenate([np.asarray(p.addressable_data(0)) for p in predicted])[:count]
 
 
-def make_group_probe(model: nn.Module, devices: Devices, data: Source, rho: float) -> Callable:
-    """``probe(state, images, labels)``: the shares of the SANER paper's groups of coordinates.
+def make_coordinate_probe(model: nn.Module, devices: Devices, data: Source, rho: float) -> Callable:
+    """``probe(state, images, labels)``: the shares of the SANER paper's sets of coordinates.
 
     r = g'/g with the gradient g of the probe's batch and g' at SAM's perturbed point: A is r ≥ 1, B,
     which SANER down-weights, 0 < r < 1, and C the rest.

@@ -34,7 +34,7 @@ from .devices import Devices, start_processes
 from .models import make_model
 from .output_folder import explain, held, write_atomically
 from .presets import PRESETS
-from .steps import Epochs, Evaluator, Source, TrainState, make_group_probe, make_train_step
+from .steps import Epochs, Evaluator, Source, TrainState, make_coordinate_probe, make_train_step
 
 PROGRAM = "examples.image_classification.train"
 INTERRUPTED = 130  # what shells expect of a program that was stopped by Ctrl-C
@@ -78,11 +78,11 @@ class Command:
 
 
 def make_optimizer(
-    config: Config, steps_per_epoch: int, axis_name: str | None, wrong: float, has_aux: bool = True
+    config: Config, steps_per_epoch: int, axis_name: str | None, wrong: float
 ) -> optax.GradientTransformationExtraArgs:
     """The method, then SGD: weight decay and momentum act on the method's gradient.
 
-    ``wrong`` is the share of wrong labels, and ``has_aux`` whether the objective has auxiliary output.
+    ``wrong`` is the share of wrong labels.
     """
     total = steps_per_epoch * config.epochs
     rate: optax.ScalarOrSchedule = config.learning_rate
@@ -93,7 +93,7 @@ def make_optimizer(
         rate = optax.piecewise_constant_schedule(rate, dict.fromkeys(falls, 0.1))
     return optax.with_extra_args_support(
         optax.chain(
-            methods.build(config, total, axis_name, wrong, has_aux),
+            methods.build(config, total, axis_name, wrong),
             optax.add_decayed_weights(config.weight_decay),
             optax.sgd(rate, config.momentum or None),
         )
@@ -130,7 +130,7 @@ class Run:
         self.evaluator = Evaluator(unmapped, self.devices, source, config.data_on == "host")
         self.train_chunks = self.evaluator.chunks(self.data.images)
         self.test_chunks = self.evaluator.chunks(self.data.test_images)
-        self.probe = make_group_probe(unmapped, self.devices, source, config.rho)
+        self.probe = make_coordinate_probe(unmapped, self.devices, source, config.rho)
         self._initialize = lambda: _initial_state(unmapped, tx, config.seed, self.data.images[:1])
 
     def _check_sizes(self) -> None:
@@ -211,12 +211,12 @@ class Run:
             row["recovered"] = float(np.mean((predicted == data.labels)[wrong]))
         return row, predicted
 
-    def group_shares(self, state: TrainState) -> dict[str, float]:
-        """The shares of SANER's groups of coordinates on the first examples."""
+    def coordinate_shares(self, state: TrainState) -> dict[str, float]:
+        """The shares of SANER's coordinates A, B and C on the first examples."""
         state = self.devices.fetch(state._replace(opt_state=()))
         images, labels = self.data.images[:PROBE_SIZE], self.labels.labels[:PROBE_SIZE]
         shares = self.probe(state, images, labels)
-        return {f"group_{name}": float(share) for name, share in shares.items()}
+        return {f"coordinates_{name}": float(share) for name, share in shares.items()}
 
 
 def train(config: Config, processes: Processes | None = None) -> dict[str, Any]:
@@ -302,7 +302,7 @@ def _train_from(
                 raise _diverged(f"the loss of epoch {epoch} is {row['loss']}", checkpoints)
             if epoch % config.evaluate_every == 0 or epoch == config.epochs:
                 accuracies, predicted = run.evaluate(state)
-                row |= accuracies | run.group_shares(state)
+                row |= accuracies | run.coordinate_shares(state)
             rows.append(row)
             terminal.epoch(row, config.epochs)
             if epoch % config.checkpoint_every == 0 or epoch == config.epochs:

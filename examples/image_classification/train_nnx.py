@@ -97,9 +97,8 @@ def main(config: Config) -> float:
         raise ValueError(f"--batch-size: {config.batch_size} is more than {len(images)} examples.")
 
     model = CNN(images.shape[-1], config.width, data.num_classes, nnx.Rngs(config.seed))
-    # The objective has no auxiliary output here, and there is one device.
     wrong = float(noisy.changed.mean())
-    tx = make_optimizer(config, steps, None, wrong, has_aux=False)
+    tx = make_optimizer(config, steps, None, wrong)  # one device
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     order = np.random.default_rng(config.seed)
     accuracy = 0.0

@@ -114,7 +114,7 @@ def main(choice: Choice) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["method", *rows[0]])
     writer.writerows(
-        [choice.method, f"{rho:g}", f"{alpha:g}", f"{share:.1f}", f"{error:.1f}"]
+        [choice.method, f"{rho:g}", f"{alpha:g}", f"{share:.2f}", f"{error:.2f}"]
         for rho, alpha, share, error in map(dict.values, rows)
     )
     write_atomically(choice.output, file.getvalue())

@@ -86,7 +86,7 @@ METHODS = {
     "lsam_1": Method(
         "1-L-SAM", 0.05, "#a36a10", lambda p, **o: optax_sam.lsam(p.rho, group_size=1, **o)
     ),
-    # The SANER paper's ablations: SAM in group B (0 < g'/g < 1) only, SGD in group B only.
+    # The SANER paper's ablations: SAM on coordinates B (0 < g'/g < 1) only, SGD on B only.
     "sam_on_b": Method(
         "SAM on B",
         0.2,

@@ -61,7 +61,7 @@ def restrict_to_coordinates(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra_args
-        require_clean_gradients(clean_grads, "restrict_to_coordinates")
+        clean_grads = require_clean_gradients(clean_grads, updates, "restrict_to_coordinates")
 
         def choose(perturbed: jax.Array, clean: jax.Array) -> jax.Array:
             masks = coordinate_sets(clean, perturbed, ratio_epsilon)._asdict()

@@ -3,11 +3,13 @@
 from typing import Any, NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from optax_sam import _tree
+from optax_sam._checks import check_like
 from optax_sam._hyperparameters import Hyperparameter, check_number
 from optax_sam.combinations.down_weighting import require_clean_gradients
 
@@ -64,7 +66,7 @@ def subtract_orthogonal(alpha: optax.ScalarOrSchedule) -> optax.GradientTransfor
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra_args
-        require_clean_gradients(clean_grads, "subtract_orthogonal")
+        clean_grads = require_clean_gradients(clean_grads, updates, "subtract_orthogonal")
         alpha, state = amount.read(state, _tree.accumulation_dtype(updates))
         orthogonal = orthogonal_part(clean_grads, updates)
         return _tree.linear(jnp.ones_like(alpha), updates, -alpha, orthogonal), state
@@ -133,7 +135,20 @@ def reuse_orthogonal(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ReuseOrthogonalState]:
         del params, extra_args
-        require_clean_gradients(clean_grads, "reuse_orthogonal")
+        clean_grads = require_clean_gradients(clean_grads, updates, "reuse_orthogonal")
+        if is_ascent_step is None or isinstance(is_ascent_step, jax.core.Tracer):
+            raise TypeError(
+                "reuse_orthogonal must know whether this step has a second gradient, got "
+                f"is_ascent_step={is_ascent_step!r}. Pass a Python bool, or use it as otherwise= "
+                "of optax_sam.sometimes, which does."
+            )
+        check_like(
+            "the orthogonal part in the state",
+            state.orthogonal,
+            updates,
+            of="updates",
+            remedy="Make the state with tx.init(params) of the same params.",
+        )
         alpha, alpha_state = amount.read(state.alpha, _tree.accumulation_dtype(updates))
         if is_ascent_step:
             orthogonal = _zero_if_rounding(orthogonal_part(updates, clean_grads), updates)

@@ -52,7 +52,7 @@ def extrapolate(gamma: optax.ScalarOrSchedule) -> optax.GradientTransformationEx
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra_args
-        require_clean_gradients(clean_grads, "extrapolate")
+        clean_grads = require_clean_gradients(clean_grads, updates, "extrapolate")
         gamma, state = weight.read(state, _tree.accumulation_dtype(updates))
         ratio = gamma / (1 - gamma)
         # Not g + ratio (g' - g): this form is g' exactly at ratio 1 and g exactly at 0.

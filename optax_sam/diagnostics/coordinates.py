@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import _tree
+from optax_sam._checks import kinds
 from optax_sam._hyperparameters import check_number
 from optax_sam.combinations._coordinates import coordinate_sets
 
@@ -59,7 +60,10 @@ def coordinate_shares(
     _check_match(clean_grads, perturbed_grads)
     size = _tree.size(clean_grads)
     if size == 0:
-        raise ValueError("the gradients have no floating coordinate.")
+        raise ValueError(
+            f"clean_grads must have floating coordinates, got {kinds(clean_grads)}. Pass the "
+            "gradients of the parameters."
+        )
     pairs = zip(
         _tree.floating_leaves(clean_grads), _tree.floating_leaves(perturbed_grads), strict=True
     )

@@ -4,10 +4,9 @@ The naive way differentiates every group of m examples by itself and keeps a cop
 each. Here the loss is traced once and the parameters are followed through it (``walk``) to the linear
 operations where they meet the data (``sites``). A ``plan`` says for each leaf how its perturbation is
 computed; ``ascent`` finds the groups' gradients, ``descent`` differentiates at their perturbed points,
-and ``gradient`` runs both over chunks of groups.
+and ``gradient`` runs both over microbatches of groups.
 """
 
-from optax_sam.per_example.explain import explain
 from optax_sam.per_example.gradient import PerExampleResult, per_example_gradient
 
-__all__ = ["PerExampleResult", "explain", "per_example_gradient"]
+__all__ = ["PerExampleResult", "per_example_gradient"]

@@ -1,4 +1,4 @@
-r"""The first pass: every group's gradient :math:`g_j` at w and its norm, for a chunk of groups."""
+r"""The first pass: every group's gradient :math:`g_j` at w and its norm, for some groups at once."""
 
 from typing import Any, NamedTuple
 
@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import _tree
+from optax_sam._axes import to_varying_like
 from optax_sam.per_example import plan as plans
 from optax_sam.per_example.plan import LeafPlan, Plan
-from optax_sam.per_example.sites import site_of
+from optax_sam.per_example.sites import site_of, transposed
 from optax_sam.per_example.trace import Trace
-from optax_sam._axes import to_varying_like
 from optax_sam.per_example.walk import ParameterValue, walk
 
 
 class Ascent(NamedTuple):
-    """What the first pass knows about each group of a chunk (leading axis: the groups).
+    """What the first pass knows about each group (leading axis: the groups).
 
     Attributes:
       losses: the losses at w.
@@ -47,15 +47,17 @@ class _Recorder:
         self.taps = taps
         self.captured: dict[int, jax.Array] = {}
 
-    def branch(self):
+    def branch(self) -> "_Recorder":
         return _Recorder(self.taps)
 
-    def at_site(self, equation, position, inputs, parameter):
+    def at_site(
+        self, equation: Any, position: int, inputs: jax.Array, parameter: ParameterValue
+    ) -> jax.Array:
         self.captured[parameter.leaf] = inputs
         output = site_of(equation, position).apply(inputs, parameter.clean)
         return output + self.taps[parameter.leaf]
 
-    def resolve(self, parameter, reason):
+    def resolve(self, parameter: ParameterValue, reason: str) -> jax.Array:
         raise AssertionError(f"leaf {parameter.leaf} was planned as a site, but it is {reason}")
 
 
@@ -73,9 +75,11 @@ def ascend(trace: Trace, plan: Plan, leaves: list[jax.Array], groups: Any) -> As
         if index not in sites and leaf.method != plans.CONSTANT
     }
 
-    def loss(taps, others, group):
+    def loss(
+        taps: dict[int, jax.Array], others: dict[int, jax.Array], group: Any
+    ) -> tuple[jax.Array, Any]:
         recorder = _Recorder(taps)
-        arguments = [
+        arguments: list[Any] = [
             ParameterValue(leaf, leaf=index) if index in sites else others.get(index, leaf)
             for index, leaf in enumerate(leaves)
         ]
@@ -104,7 +108,7 @@ def _squared_norms(
 ) -> list[jax.Array]:
     dtype = _tree.accumulation_dtype([*gradients.values(), *cotangents.values()])
 
-    def one(index: int, leaf: LeafPlan) -> jax.Array:
+    def one(index: int, leaf: LeafPlan) -> Any:
         if leaf.method == plans.GRAM:
             return jax.vmap(leaf.site.squared_norm)(captured[index], cotangents[index])
         if leaf.is_perturbed:
@@ -117,9 +121,9 @@ def _squared_norms(
 def clean_gradients(
     plan: Plan, leaves: list[jax.Array], ascent: Ascent, shares: jax.Array
 ) -> list[jax.Array]:
-    """The gradient at w of the chunk's groups, each counted by its share of the batch."""
+    """The gradient at w of these groups, each counted by its share of the batch."""
 
-    def one(index, leaf, array):
+    def one(index: int, leaf: LeafPlan, array: jax.Array) -> jax.Array:
         if leaf.method == plans.CONSTANT:
             return jnp.zeros_like(array)
         if index in ascent.gradients:
@@ -139,8 +143,7 @@ def _summed_gradient(leaf: LeafPlan, captured: jax.Array, cotangents: jax.Array)
     """One product over all groups and positions, as in an ordinary backward pass."""
     site = leaf.site
 
-    def outputs(weights):
+    def outputs(weights: jax.Array) -> Any:
         return jax.vmap(site.apply, (0, None))(captured, weights)
 
-    (gradient,) = jax.linear_transpose(outputs, site.weight_type)(cotangents)
-    return leaf.gradient_in_leaf(gradient)
+    return leaf.gradient_in_leaf(transposed(outputs, site.weight_type, cotangents))

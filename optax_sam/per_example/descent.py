@@ -1,4 +1,4 @@
-r"""The second pass: the gradient of a chunk of groups, each at its own :math:`w + \epsilon_j`."""
+r"""The second pass: the gradient of some groups, each at its own :math:`w + \epsilon_j`."""
 
 from typing import Any, Literal, get_args
 
@@ -31,7 +31,7 @@ def descend(
 ) -> tuple[jax.Array, list[jax.Array]]:
     """The scaled loss at the groups' own w + ε_j and the gradients to descend along.
 
-    Both are the chunk's share of the mean over the whole batch, without the penalty.
+    Both are these groups' share of the mean over the whole batch, without the penalty.
 
     Args:
       trace: the traced network.
@@ -39,27 +39,27 @@ def descend(
       ascent: what the first pass found.
       factors: for each leaf ε_j / g_j, one per group.
       leaves: the parameter leaves w.
-      groups: the chunk, leading axis the groups.
+      groups: their examples, leading axis the groups.
       shares: what each group counts in the mean over the batch.
       evaluation: which factors of the gradient are perturbed.
     """
     floating = [_tree.is_floating(leaf) for leaf in leaves]
 
-    def with_constants(free):
-        free = iter(free)
-        return [next(free) if f else leaf for f, leaf in zip(floating, leaves, strict=True)]
+    def with_constants(free: list[jax.Array]) -> list[jax.Array]:
+        rest = iter(free)
+        return [next(rest) if f else leaf for f, leaf in zip(floating, leaves, strict=True)]
 
-    def perturbed(free):
+    def perturbed(free: list[jax.Array]) -> chex.ArrayTree:
         return perturbed_logits(trace, plan, ascent, factors, with_constants(free), groups)
 
-    def clean(free):
+    def clean(free: list[jax.Array]) -> chex.ArrayTree:
         return clean_logits(trace, with_constants(free), groups)
 
-    def total_loss(logits):
+    def total_loss(logits: chex.ArrayTree) -> jax.Array:
         losses = jax.vmap(trace.loss)(logits, groups)
         return jnp.sum(losses * shares.astype(losses.dtype))
 
-    def logit_terms(logits):
+    def logit_terms(logits: chex.ArrayTree) -> chex.ArrayTree:
         return jax.grad(total_loss)(logits)
 
     free = [leaf for f, leaf in zip(floating, leaves, strict=True) if f]
@@ -74,9 +74,9 @@ def descend(
         loss = total_loss(logits)
         _, pull_back = jax.vjp(clean, free)
         (gradients,) = pull_back(logit_terms(logits))
-    gradients = iter(gradients)
+    found = iter(gradients)
     zeros = map(jnp.zeros_like, leaves)
-    return loss, [next(gradients) if f else zero for f, zero in zip(floating, zeros, strict=True)]
+    return loss, [next(found) if f else zero for f, zero in zip(floating, zeros, strict=True)]
 
 
 class _Perturber:
@@ -92,10 +92,12 @@ class _Perturber:
         self.factored = factored
         self.captured: dict[int, jax.Array] = {}
 
-    def branch(self):
+    def branch(self) -> "_Perturber":
         return _Perturber(self.factored)
 
-    def at_site(self, equation, position, inputs, parameter):
+    def at_site(
+        self, equation: Any, position: int, inputs: jax.Array, parameter: ParameterValue
+    ) -> jax.Array:
         if parameter.perturbed is not None:
             site = site_of(equation, position)
             return _own_weights(site, inputs, parameter.clean, parameter.perturbed)
@@ -104,24 +106,26 @@ class _Perturber:
         change = site.apply_gradient(inputs, captured, cotangent)
         return output + (factor * change).astype(output.dtype)
 
-    def resolve(self, parameter, reason):
+    def resolve(self, parameter: ParameterValue, reason: str) -> jax.Array:
         return parameter.value
 
 
-def _own_weights(site: Site, inputs, clean, perturbed) -> jax.Array:
+def _own_weights(
+    site: Site, inputs: jax.Array, clean: jax.Array, perturbed: jax.Array
+) -> jax.Array:
     """``op(x, w + ε_j)``, with the derivative in w taken as that of ``op(x, w)``.
 
     The two derivatives are equal, since the operation is linear in the weights; but w is the same for
-    all groups, so the second one is summed over the chunk as it is computed. Differentiating
+    all groups, so the second one is summed over the groups as it is computed. Differentiating
     through w + ε_j would form a second gradient for every group first.
     """
 
     @jax.custom_jvp
-    def product(inputs, clean, perturbed):
+    def product(inputs: jax.Array, clean: jax.Array, perturbed: jax.Array) -> jax.Array:
         del clean
         return site.apply_own(inputs, perturbed)
 
-    def derivative(primals, tangents):
+    def derivative(primals: Any, tangents: Any) -> Any:
         inputs, clean, perturbed = primals
         inputs_tangent, clean_tangent, _ = tangents
         # The data itself, and the indices of an embedding, have no tangent.
@@ -134,7 +138,8 @@ def _own_weights(site: Site, inputs, clean, perturbed) -> jax.Array:
         return outputs, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(outputs)
 
     product.defjvp(derivative, symbolic_zeros=True)
-    return product(inputs, clean, jax.lax.stop_gradient(perturbed))
+    output: jax.Array = product(inputs, clean, jax.lax.stop_gradient(perturbed))
+    return output
 
 
 def perturbed_logits(
@@ -147,18 +152,28 @@ def perturbed_logits(
 ) -> chex.ArrayTree:
     """The logits of every group at its own w + ε_j; differentiable in ``leaves``, which is w."""
 
-    def one(leaves, factors, captured, cotangents, gradients, group):
+    def one(
+        leaves: list[jax.Array],
+        factors: list[jax.Array],
+        captured: dict[int, jax.Array],
+        cotangents: dict[int, jax.Array],
+        gradients: dict[int, jax.Array],
+        group: Any,
+    ) -> list[Any]:
         factored: dict[int, tuple[MatrixSite, jax.Array, jax.Array, jax.Array]] = {}
-        arguments = []
+        arguments: list[Any] = []
         for index, (leaf, array) in enumerate(zip(plan.leaves, leaves, strict=True)):
             if leaf.method == plans.GRAM:
                 factored[index] = (leaf.site, captured[index], cotangents[index], factors[index])
-                array = ParameterValue(array, leaf=index)
+                arguments.append(ParameterValue(array, leaf=index))
             elif leaf.is_perturbed:
-                perturbed = array + (factors[index] * gradients[index]).astype(array.dtype)
+                epsilon = factors[index] * gradients[index].astype(factors[index].dtype)
+                perturbed = array + epsilon.astype(array.dtype)
+                value = ParameterValue(array, perturbed, leaf=index)
                 # Without following it, the program has to take the sum as it is.
-                array = perturbed if plan.failure else ParameterValue(array, perturbed, leaf=index)
-            arguments.append(array)
+                arguments.append(perturbed if plan.failure else value)
+            else:
+                arguments.append(array)
         visitor = _Perturber(factored)
         logits = walk(trace.jaxpr, [*arguments, *jax.tree.leaves(group)], visitor)
         return resolve_all(logits, visitor, "is itself a logit")
@@ -168,10 +183,10 @@ def perturbed_logits(
     return trace.logits(logits)
 
 
-def clean_logits(trace: Trace, leaves: list[jax.Array], groups) -> chex.ArrayTree:
+def clean_logits(trace: Trace, leaves: list[jax.Array], groups: Any) -> chex.ArrayTree:
     """The logits of every group at w."""
 
-    def one(leaves, group):
+    def one(leaves: list[jax.Array], group: Any) -> list[Any]:
         return walk(trace.jaxpr, [*leaves, *jax.tree.leaves(group)], _Perturber({}))
 
     logits = jax.vmap(one, (None, 0))(leaves, groups)

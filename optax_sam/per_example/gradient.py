@@ -66,8 +66,8 @@ def per_example_gradient(
     differs is the cost, about that of SAM with one perturbation for the batch. The loss is traced
     once; where a parameter meets the data in a matrix product, a convolution or a row lookup, its
     gradient, its norm and the perturbed output are computed by the formulas of
-    :mod:`optax_sam.per_example.sites`; everywhere else by ordinary differentiation. :func:`explain`
-    prints which is which.
+    :mod:`optax_sam.per_example.sites`; everywhere else by ordinary differentiation.
+    :func:`optax_sam.explain` tells which is which.
 
     Randomness: a group is traced as a batch of m. A dropout key that ``apply_fn`` closes over
     therefore gives all groups the same masks (the same in both passes). For masks per example, pass
@@ -112,7 +112,13 @@ def per_example_gradient(
     check_number("rho", rho, minimum=0)
     state = jnp.asarray(rho)
     result, _ = gradient_of_groups(
-        objective, params, _NORMALIZED, state, evaluation=evaluation, group_size=group_size, mask=mask
+        objective,
+        params,
+        _NORMALIZED,
+        state,
+        evaluation=evaluation,
+        group_size=group_size,
+        mask=mask,
     )
     return result
 
@@ -169,8 +175,6 @@ def gradient_of_groups(
         )
     check_integer("group_size", group_size, minimum=1)
     _batches.count_parts(objective.batch_size, group_size, "group_size")
-    if group_size == 1:
-        warn_if_unproved("group_size=1", check_independence(objective, params))
     flags = tuple(jax.tree.leaves(_masks.resolve_mask("mask", mask, params)))
     arrays = (objective, params, state)
     # A stage may close over a tracer; inside a caller's jit a second boundary buys nothing anyway.
@@ -180,7 +184,10 @@ def gradient_of_groups(
     if is_traced or extra_args:  # which may be anything, also what cannot cross a jit boundary
         stage = _with_arguments(stage, extra_args or {})
         return _compute(objective, params, state, stage, evaluation, group_size, flags)
-    return _compute_compiled(objective, params, state, stage, evaluation, group_size, flags)
+    compiled: tuple[PerExampleResult, optax.OptState] = _compute_compiled(
+        objective, params, state, stage, evaluation, group_size, flags
+    )
+    return compiled
 
 
 def _with_arguments(
@@ -199,10 +206,10 @@ def _compute(
     group_size: int,
     flags: tuple[bool, ...],
 ) -> tuple[PerExampleResult, optax.OptState]:
+    if group_size == 1:
+        warn_if_unproved("group_size=1", check_independence(objective, params))
     multiples, new_state = multiples_of(stage, state, params, {})
-    means = functools.partial(
-        _means, evaluation=evaluation, group_size=group_size, perturbed=flags
-    )
+    means = functools.partial(_means, evaluation=evaluation, group_size=group_size, perturbed=flags)
 
     @jax.custom_jvp
     def gradient(
@@ -232,8 +239,8 @@ def is_worthwhile(
 
 
 _SLOW = (
-    "the fast path for perturbations per example or group cannot follow this network and "
-    "differentiates every one by itself, which is exact but slow: "
+    "the fast path for perturbations per example or group cannot follow this network, so every one is "
+    "differentiated by itself, which is exact but may take 3 to 25 times as long: "
 )
 
 
@@ -271,14 +278,11 @@ def _restore(gradients: Any, leaves: list[jax.Array], treedef: Any) -> chex.Arra
 def _means_over_batch(
     traced: Trace, plan: Plan, leaves: list[jax.Array], multiples: Multiples, evaluation: Evaluation
 ) -> PerExampleResult:
-    """The result with leaves in place of pytrees, chunk by chunk."""
-    at_once = traced.objective.microbatch_size
-    if at_once is None:
-        size = plan.groups_at_once(traced.count, traced.group_size)
-    else:
-        size = min(max(1, at_once // traced.group_size), traced.count)
+    """The result with leaves in place of pytrees, microbatch by microbatch."""
+    microbatch_size = traced.objective.microbatch_size
+    size = plan.groups_at_once(traced.count, traced.group_size, microbatch_size)
     share_of: Callable[..., PerExampleResult] = functools.partial(
-        _share_of_chunk, traced, plan, multiples, evaluation
+        _share_of_groups, traced, plan, multiples, evaluation
     )
     if plan.has_convolution:
         share_of = inside_control_flow(share_of)
@@ -287,32 +291,33 @@ def _means_over_batch(
         return share_of(leaves, *parts)
     count, remainder = divmod(traced.count, size)
     cut = count * size
-    chunks = _batches.interleaved(jax.tree.map(lambda leaf: leaf[:cut], parts), count)
-    sums = _sum_over_loop(lambda chunk: share_of(leaves, *chunk), chunks, (leaves, chunks))
+    whole = _batches.interleaved(jax.tree.map(lambda leaf: leaf[:cut], parts), count)
+    sums = _sum_over_loop(lambda part: share_of(leaves, *part), whole, (leaves, whole))
     if not remainder:
         return sums
     rest = jax.tree.map(lambda leaf: leaf[cut:], parts)
-    return jax.tree.map(jnp.add, sums, share_of(leaves, *rest))
+    total: PerExampleResult = jax.tree.map(jnp.add, sums, share_of(leaves, *rest))
+    return total
 
 
 def _sum_over_loop(
-    function: Callable[[Any], PerExampleResult], chunks: Any, like: Any
+    function: Callable[[Any], PerExampleResult], parts: Any, like: Any
 ) -> PerExampleResult:
-    """``sum(function(chunk) for chunk in chunks)`` in one compiled loop."""
-    first = jax.tree.map(lambda leaf: leaf[0], chunks)
+    """``sum(function(part) for part in parts)`` in one compiled loop."""
+    first = jax.tree.map(lambda leaf: leaf[0], parts)
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, first)
     )
 
-    def add(sums: Any, chunk: Any) -> tuple[Any, None]:
-        sums = jax.tree.map(jnp.add, sums, function(chunk))
+    def add(sums: Any, part: Any) -> tuple[Any, None]:
+        sums = jax.tree.map(jnp.add, sums, function(part))
         return to_varying_like(sums, like), None
 
-    result: PerExampleResult = lax.scan(add, to_varying_like(zeros, like), chunks)[0]
+    result: PerExampleResult = lax.scan(add, to_varying_like(zeros, like), parts)[0]
     return result
 
 
-def _share_of_chunk(
+def _share_of_groups(
     traced: Trace,
     plan: Plan,
     multiples: Multiples,
@@ -321,7 +326,7 @@ def _share_of_chunk(
     groups: Any,
     shares: jax.Array,
 ) -> PerExampleResult:
-    """What one chunk adds to the means over the batch, in at least float32.
+    """What some groups at once add to the means over the batch, in at least float32.
 
     The shares are applied inside the differentiation, where they cost nothing; scaling the gradients at
     the end would be one more pass over all parameters.
@@ -343,9 +348,11 @@ def _share_of_chunk(
 
     def unscaled(tree: Any) -> Any:
         return jax.tree.map(
-            lambda leaf: leaf.astype(dtype) / scale.astype(dtype)
-            if traced.objective.loss_scale is not None
-            else leaf.astype(dtype),
+            lambda leaf: (
+                leaf.astype(dtype) / scale.astype(dtype)
+                if traced.objective.loss_scale is not None
+                else leaf.astype(dtype)
+            ),
             tree,
         )
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _jaxprs, _tree
+from optax_sam._axes import to_varying_like
 from optax_sam.objectives import Objective
 
 
@@ -35,10 +36,14 @@ class Multiple:
 
 @dataclasses.dataclass(frozen=True)
 class Square:
-    """``factor * (gradient of a leaf)²``, elementwise."""
+    """``factor * other * (gradient of a leaf)²``, elementwise.
+
+    The factors stay apart: their product may overflow where the sum of squares does not.
+    """
 
     leaf: int
     factor: jax.Array
+    other: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +219,7 @@ class _Evaluator:
             repeated = _repeat(equation, values[0]) if name == "broadcast_in_dim" else None
             return _unmarked(equation, values) if repeated is None else [repeated]
         if name in _CALLS:
-            return self.run(_jaxprs.inner_jaxprs(equation)[0][1], values)
+            return self.run(_jaxprs.called(equation), values)
         if name == "cond":
             return self.branches(equation, values)
         if name == "broadcast_in_dim" and not isinstance(values[0], _OfGradient):
@@ -230,8 +235,15 @@ class _Evaluator:
                 raise NotAMultipleError(_why_not(equation))
             return [output]
         depends = any(_depends(value) for value in values)
-        outputs = _jaxprs.bind(equation, [_plain(value) for value in values])
-        return [Number(output) for output in outputs] if depends else outputs
+        if not depends:
+            return _jaxprs.bind(equation, [_plain(value) for value in values])
+        arrays = [
+            jnp.asarray(_plain(value), variable.aval.dtype)
+            for value, variable in zip(values, equation.invars, strict=True)
+        ]
+        # The program was traced without shard_map's marks, which the norms of a device have.
+        outputs = _jaxprs.bind(equation, to_varying_like(arrays, arrays))
+        return [Number(output) for output in outputs]
 
     def of_gradient(self, equation: Any, values: Sequence[Any]) -> Any:
         """The output of an equation with a value that comes from gradients; None if it has no name."""
@@ -257,7 +269,7 @@ class _Evaluator:
     def norm(self, square: Any, equation: Any) -> Number | None:
         if not isinstance(square, Square):
             return None
-        total = square.factor * self.squared_norms[square.leaf]
+        total = square.factor * self.squared_norms[square.leaf] * square.other
         return Number(total.astype(equation.outvars[0].aval.dtype))
 
     def branches(self, equation: Any, values: Sequence[Any]) -> list[Any]:
@@ -290,14 +302,14 @@ def _why_not(equation: Any) -> str:
         what = "chooses between the gradient and something else"
     else:
         what = f"applies `{name}` to the gradient"
-    line = _jaxprs.source_line(equation)  # none inside of JAX's own functions
+    line = _jaxprs.source_line(equation)
     return f"{what}, at {line}" if line else what
 
 
 def _product(name: str, left: Any, right: Any) -> _OfGradient | None:
     if isinstance(left, Multiple) and isinstance(right, Multiple):
         if name == "mul" and left.leaf == right.leaf:
-            return Square(left.leaf, left.factor * right.factor)
+            return Square(left.leaf, left.factor, right.factor)
         return None
     if name == "mul" and isinstance(right, _OfGradient):
         left, right = right, left
@@ -311,19 +323,23 @@ def _product(name: str, left: Any, right: Any) -> _OfGradient | None:
 
 def _sum(left: Any, right: Any, sign: int) -> _OfGradient | None:
     if _is_zero(right):
-        return left
+        right = dataclasses.replace(left, factor=jnp.zeros_like(left.factor))
     if _is_zero(left):
-        return dataclasses.replace(right, factor=sign * right.factor)  # type: ignore[no-any-return]
+        left = dataclasses.replace(right, factor=jnp.zeros_like(right.factor))
     if type(left) is not type(right) or left.leaf != right.leaf:
         return None
-    return dataclasses.replace(left, factor=left.factor + sign * right.factor)  # type: ignore[no-any-return]
+    if isinstance(left, Square):
+        total = left.factor * left.other + sign * right.factor * right.other
+        return Square(left.leaf, total, jnp.ones_like(total))
+    return Multiple(left.leaf, left.factor + sign * right.factor)
 
 
 def _select(which: Any, cases: Sequence[Any]) -> Any:
     """The chosen case, if it is a multiple of one gradient in all of them, or none depends on one."""
     predicate = _number(which)
     if not any(isinstance(case, _OfGradient) for case in cases):
-        chosen = jax.lax.select_n(_plain(which), *map(_plain, cases))
+        arrays = [_plain(value) for value in (which, *cases)]
+        chosen = jax.lax.select_n(*to_varying_like(arrays, arrays))
         return Number(chosen) if any(map(_depends, (which, *cases))) else chosen
     multiples = [case for case in cases if isinstance(case, Multiple)]
     leaves = {case.leaf for case in multiples}
@@ -338,7 +354,8 @@ def _select(which: Any, cases: Sequence[Any]) -> Any:
         case.factor.astype(dtype) if isinstance(case, Multiple) else jnp.zeros([], dtype)
         for case in cases
     ]
-    return Multiple(leaves.pop(), jax.lax.select_n(predicate, *factors))
+    scalars = [predicate, *factors]
+    return Multiple(leaves.pop(), jax.lax.select_n(*to_varying_like(scalars, scalars)))
 
 
 def _depends(value: Any) -> bool:
@@ -360,14 +377,21 @@ def _is_zero(value: Any) -> bool:
 def _number(value: Any) -> jax.Array | None:
     """The scalar that a value is in each of its elements, if it is one."""
     if isinstance(value, Repeated):
-        return jnp.asarray(value.number)
+        return value.number
     if isinstance(value, _OfGradient) or math.prod(jnp.shape(_plain(value))) != 1:
         return None
-    return jnp.reshape(jnp.asarray(_plain(value)), ())
+    return _scalar(_plain(value))
+
+
+def _scalar(array: Any) -> jax.Array:
+    if isinstance(array, jax.core.Tracer):
+        return jnp.reshape(array, ())
+    with jax.ensure_compile_time_eval():  # a zero stays known as such under jit
+        return jnp.reshape(jnp.asarray(array), ())
 
 
 def _repeat(equation: Any, value: Any) -> Repeated | None:
     if math.prod(jnp.shape(_plain(value))) != 1:
         return None
-    number = value.number if isinstance(value, Repeated) else jnp.reshape(_plain(value), ())
+    number = value.number if isinstance(value, Repeated) else _scalar(_plain(value))
     return Repeated(number, equation.outvars[0].aval.shape, _depends(value))

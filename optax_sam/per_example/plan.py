@@ -8,10 +8,11 @@ from typing import Any
 import jax
 
 from optax_sam import _tree
+from optax_sam._jaxprs import CannotFollowError
 from optax_sam.convolutions import has_convolution
-from optax_sam.per_example.sites import Site, site_of
+from optax_sam.per_example.sites import Site, site_of, transposed
 from optax_sam.per_example.trace import Trace
-from optax_sam.per_example.walk import ParameterValue, apply_path, resolve_all, walk
+from optax_sam.per_example.walk import ParameterValue, Path, apply_path, resolve_all, walk
 
 GRAM = "Gram matrices"
 KERNEL = "own kernel"
@@ -31,8 +32,8 @@ class LeafPlan:
 
         * ``GRAM``: norm and perturbed output from T × T Gram matrices; nothing of the size of the
           weights exists per group.
-        * ``KERNEL``: gradient and perturbed weights exist for each group of a chunk; the second
-          gradient does not.
+        * ``KERNEL``: gradient and perturbed weights exist for each group of a microbatch; the
+          second gradient does not.
         * ``GRADIENT``: ordinary differentiation of each group, exact for everything.
         * ``FROZEN``: masked; ``CONSTANT``: integers.
       site: where the leaf meets the data, if that is exactly one known place.
@@ -44,12 +45,12 @@ class LeafPlan:
     shape: tuple[int, ...]
     method: str
     site: Any = None  # a Site, which the method asks for
-    path_to_site: tuple = ()
+    path_to_site: Path = ()
     reason: str = ""
 
     @property
     def copied_size(self) -> int:
-        """How many numbers are kept for each group of a chunk because of this leaf."""
+        """How many numbers are kept for each group at once because of this leaf."""
         return math.prod(self.shape) if self.method in (KERNEL, GRADIENT) else 0
 
     @property
@@ -62,10 +63,7 @@ class LeafPlan:
         if not self.path_to_site:
             return gradient
         leaf_type = self.path_to_site[0].invars[0].aval
-        transpose = jax.linear_transpose(
-            lambda leaf: apply_path(self.path_to_site, leaf), leaf_type
-        )
-        return transpose(gradient)[0]
+        return transposed(lambda leaf: apply_path(self.path_to_site, leaf), leaf_type, gradient)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,15 +82,15 @@ class Plan:
 
     @property
     def copied_size(self) -> int:
-        """How many numbers are kept for each group of a chunk, in copies of weights."""
+        """How many numbers are kept for each group at once, in copies of weights."""
         return sum(leaf.copied_size for leaf in self.leaves)
 
     @property
     def is_best_left_whole(self) -> bool:
-        """Whether the batch needs no cutting into chunks.
+        """Whether the batch needs no cutting into microbatches.
 
-        Convolutional networks profit from caches in small chunks, even without copies of weights. A
-        network whose plan needs next to no copies does not.
+        Convolutional networks profit from caches in small microbatches, even without copies of
+        weights. A network whose plan needs next to no copies does not.
         """
         return not self.has_convolution and self.copied_size <= _SMALL_COPIES
 
@@ -102,17 +100,19 @@ class Plan:
         Large groups are work enough for ordinary differentiation, unless their gradients, as large as
         the weights, outweigh it.
         """
-        return not self.failure and (size <= _SMALL_CHUNK or self.is_best_left_whole)
+        return size <= _SMALL_MICROBATCH or self.is_best_left_whole
 
-    def groups_at_once(self, count: int, group_size: int) -> int:
+    def groups_at_once(self, count: int, group_size: int, microbatch_size: int | None) -> int:
         """How many of ``count`` groups to process at once; the result does not depend on it."""
+        if microbatch_size is not None:
+            return min(max(1, microbatch_size // group_size), count)
         if self.is_best_left_whole:
             return count
-        limit = max(1, _SMALL_CHUNK // group_size)
+        limit = max(1, _SMALL_MICROBATCH // group_size)
         if jax.default_backend() != "cpu":  # no small caches there: as many as the memory likes
             limit = max(limit, _ACCELERATOR_COPIES // max(self.copied_size, 1))
         divisors = [size for size in range(1, limit + 1) if count % size == 0]
-        # A remainder costs a second compiled program, a tiny chunk costs speed.
+        # A remainder costs a second compiled program, a tiny microbatch costs speed.
         return min(count, divisors[-1] if 2 * divisors[-1] > limit else limit)
 
     def without_following(self, failure: str) -> "Plan":
@@ -130,17 +130,17 @@ class Plan:
         return Plan(leaves, self.has_convolution, failure)
 
 
-_SMALL_CHUNK = 8  # examples
+_SMALL_MICROBATCH = 8  # examples
 _SMALL_COPIES = 2**17  # numbers per group
-_ACCELERATOR_COPIES = 2**28  # numbers per chunk: 1 GiB in float32
+_ACCELERATOR_COPIES = 2**28  # numbers per microbatch: 1 GiB in float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Use:
     """One place where a leaf meets data: a site, or the reason why it is none."""
 
-    site: Any  # a Site, or None
-    path: tuple
+    site: Site | None
+    path: Path | None
     reason: str
 
 
@@ -153,16 +153,18 @@ class _Survey:
         self.uses = uses
         self.captured: dict[int, jax.Array] = {}
 
-    def branch(self):
+    def branch(self) -> "_Survey":
         return _Survey(self.uses)
 
-    def at_site(self, equation, position, inputs, parameter):
+    def at_site(
+        self, equation: Any, position: int, inputs: jax.Array, parameter: ParameterValue
+    ) -> jax.Array:
         site = site_of(equation, position)
         reason = "" if parameter.path is not None else f"cut or repeated before a {site.kind} site"
         self.uses[parameter.leaf].append(Use(site, parameter.path, reason))
         return site.apply(inputs, parameter.clean)
 
-    def resolve(self, parameter, reason):
+    def resolve(self, parameter: ParameterValue, reason: str) -> jax.Array:
         self.uses[parameter.leaf].append(Use(None, (), reason))
         return parameter.clean
 
@@ -176,10 +178,11 @@ def make_plan(trace: Trace, leaves: Sequence[jax.Array], perturbed: Sequence[boo
       perturbed: the mask, one bool per leaf.
     """
     failure = ""
+    uses: list[list[Use]] = [[] for _ in leaves]
     try:
         uses = _survey(trace, leaves)
-    except Exception as error:  # the user's own errors came up when the network was traced
-        failure, uses = str(error), [[]] * len(leaves)
+    except CannotFollowError as error:
+        failure = str(error)
     planned = Plan(
         tuple(map(_plan_leaf, trace.paths, leaves, perturbed, uses)), has_convolution(trace.jaxpr)
     )
@@ -191,8 +194,8 @@ def _survey(trace: Trace, leaves: Sequence[jax.Array]) -> list[list[Use]]:
     uses: list[list[Use]] = [[] for _ in leaves]
     survey = _Survey(uses)
 
-    def run(leaves, group):
-        marked = [
+    def run(leaves: list[jax.Array], group: list[jax.Array]) -> list[Any]:
+        marked: list[Any] = [
             ParameterValue(leaf, leaf=index) if _tree.is_floating(leaf) else leaf
             for index, leaf in enumerate(leaves)
         ]
@@ -208,14 +211,14 @@ def _plan_leaf(path: str, leaf: jax.Array, is_perturbed: bool, uses: list[Use]) 
     if not _tree.is_floating(leaf):
         return LeafPlan(path, shape, CONSTANT, reason="not floating point")
     reason = _why_no_site(uses)
-    site = None if reason else uses[0].site
+    site: Any = None if reason else uses[0].site
     if not is_perturbed:  # its site still serves the clean gradient
         method, note = FROZEN, "masked"
     elif site is None:
         method, note = GRADIENT, reason
     else:
         method, note = (GRAM if _gram_is_cheaper(site) else KERNEL), ""
-    return LeafPlan(path, shape, method, site, uses[0].path if site else (), note)
+    return LeafPlan(path, shape, method, site, (uses[0].path or ()) if site else (), note)
 
 
 def _why_no_site(uses: list[Use]) -> str:

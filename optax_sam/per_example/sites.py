@@ -16,6 +16,8 @@ when T is small against K and O.
 
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +40,7 @@ class Site:
     kind = "bilinear"
     has_gram_form = False
 
-    def __init__(self, equation, position: int):
+    def __init__(self, equation: Any, position: int):
         self.equation = equation
         self.position = position
         self.input_type = equation.invars[1 - position].aval
@@ -52,7 +54,8 @@ class Site:
     def apply(self, x: jax.Array, weights: jax.Array) -> jax.Array:
         """The operation itself, on weights that all groups share."""
         operands = [x, weights] if self.position == 1 else [weights, x]
-        return _jaxprs.bind(self.equation, operands)[0]
+        (output,) = _jaxprs.bind(self.equation, operands)
+        return jnp.asarray(output)
 
     def apply_own(self, x: jax.Array, weights: jax.Array) -> jax.Array:
         """The operation in the form that is fast when every group has its own weights."""
@@ -60,8 +63,7 @@ class Site:
 
     def weight_gradient(self, x: jax.Array, cotangent: jax.Array) -> jax.Array:
         """G, in the shape of the weights."""
-        (gradient,) = jax.linear_transpose(lambda w: self.apply(x, w), self.weight_type)(cotangent)
-        return gradient
+        return transposed(lambda w: self.apply(x, w), self.weight_type, cotangent)
 
 
 class MatrixSite(Site):
@@ -79,10 +81,7 @@ class MatrixSite(Site):
 
     def from_output_matrix(self, y: jax.Array) -> jax.Array:
         """The inverse of :meth:`output_matrix`, which is a rearrangement: its transpose."""
-        (output,) = jax.linear_transpose(self.output_matrix, self.output_type)(
-            y.astype(self.output_type.dtype)
-        )
-        return output
+        return transposed(self.output_matrix, self.output_type, y.astype(self.output_type.dtype))
 
     def input_products(self, x: jax.Array, other: jax.Array) -> jax.Array:
         """The inner products of the positions' inputs, shape (T, T)."""
@@ -114,18 +113,18 @@ class Dense(MatrixSite):
 
     kind = "dense"
 
-    def _sizes(self):
+    def _sizes(self) -> tuple[int, int, int]:
         contracting = self.equation.params["dimension_numbers"][0][1 - self.position]
         inputs = math.prod(self.input_type.shape[axis] for axis in contracting)
         positions = math.prod(self.input_type.shape) // inputs
         return positions, inputs, math.prod(self.output_type.shape) // positions
 
-    def input_matrix(self, x):
+    def input_matrix(self, x: jax.Array) -> jax.Array:
         contracting = self.equation.params["dimension_numbers"][0][1 - self.position]
         free = [axis for axis in range(x.ndim) if axis not in contracting]
         return x.transpose(*free, *contracting).reshape(self.positions, self.inputs)
 
-    def output_matrix(self, y):
+    def output_matrix(self, y: jax.Array) -> jax.Array:
         if self.position == 1:  # axes of the data first, then those of the weights
             return y.reshape(self.positions, self.outputs)
         return y.reshape(self.outputs, self.positions).T
@@ -136,16 +135,16 @@ class Embedding(MatrixSite):
 
     kind = "embedding"
 
-    def _sizes(self):
+    def _sizes(self) -> tuple[int, int, int]:
         positions = math.prod(self.input_type.shape[:-1])
         return positions, self.weight_type.shape[0], math.prod(self.weight_type.shape[1:])
 
-    def output_matrix(self, y):
+    def output_matrix(self, y: jax.Array) -> jax.Array:
         offsets = self.equation.params["dimension_numbers"].offset_dims
         rows = [axis for axis in range(y.ndim) if axis not in offsets]
         return y.transpose(*rows, *offsets).reshape(self.positions, self.outputs)
 
-    def input_products(self, x, other):
+    def input_products(self, x: jax.Array, other: jax.Array) -> jax.Array:
         left, right = x.reshape(self.positions), other.reshape(self.positions)
         rows = self.weight_type.shape[0]
         if self.equation.params["mode"] == lax.GatherScatterMode.CLIP:
@@ -164,13 +163,13 @@ class Convolution(MatrixSite):
 
     kind = "convolution"
 
-    def _sizes(self):
+    def _sizes(self) -> tuple[int, int, int]:
         numbers = self.equation.params["dimension_numbers"]
         inputs = math.prod(self.weight_type.shape) // self.weight_type.shape[numbers.rhs_spec[0]]
         outputs = self.output_type.shape[numbers.out_spec[1]]
         return math.prod(self.output_type.shape) // outputs, inputs, outputs
 
-    def input_matrix(self, x):
+    def input_matrix(self, x: jax.Array) -> jax.Array:
         """The patches (im2col), cut out by slices: XLA's own patches are a convolution again."""
         parameters, numbers = self.equation.params, self.equation.params["dimension_numbers"]
         batch, channels, *spatial = numbers.lhs_spec
@@ -197,7 +196,7 @@ class Convolution(MatrixSite):
         batch, channels = x.shape[0], x.shape[-1]
         return lax.slice(x, [0, *starts, 0], [batch, *limits, channels], [1, *strides, 1])
 
-    def output_matrix(self, y):
+    def output_matrix(self, y: jax.Array) -> jax.Array:
         batch, channels, *spatial = self.equation.params["dimension_numbers"].out_spec
         return y.transpose(batch, *spatial, channels).reshape(self.positions, self.outputs)
 
@@ -208,22 +207,27 @@ class Convolution(MatrixSite):
             self.inputs, self.outputs
         )
 
-    def apply_own(self, x, weights):
+    def apply_own(self, x: jax.Array, weights: jax.Array) -> jax.Array:
         outputs = self._product(self.input_matrix(x), self.weight_matrix(weights))
         return self.from_output_matrix(outputs)
 
-    def weight_gradient(self, x, cotangent):
+    def weight_gradient(self, x: jax.Array, cotangent: jax.Array) -> jax.Array:
         matrix = self._product(self.input_matrix(x).T, self.output_matrix(cotangent))
-        (gradient,) = jax.linear_transpose(self.weight_matrix, self.weight_type)(
-            matrix.astype(self.weight_type.dtype)
+        return transposed(
+            self.weight_matrix, self.weight_type, matrix.astype(self.weight_type.dtype)
         )
-        return gradient
 
     def _product(self, left: jax.Array, right: jax.Array) -> jax.Array:
         return jnp.matmul(left, right, precision=self.equation.params["precision"])
 
 
-def site_of(equation, position: int) -> Site:
+def transposed(function: Callable[..., Any], like: Any, cotangent: jax.Array) -> jax.Array:
+    """The transpose of a linear function of one array that is like ``like``."""
+    (result,) = jax.linear_transpose(function, like)(cotangent)
+    return jnp.asarray(result)
+
+
+def site_of(equation: Any, position: int) -> Site:
     """The site that an equation is; see :func:`optax_sam.per_example.walk.walk`."""
     parameters = equation.params
     match equation.primitive.name:

@@ -9,7 +9,7 @@ inputs, the second pass applies the perturbed weights.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -36,6 +36,9 @@ _REARRANGEMENTS = {
 _LINEAR = _REARRANGEMENTS | {"slice", "split", "dynamic_slice", "gather", "neg", "reduce_sum"}
 
 
+Path = tuple[Any, ...]  # equations
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ParameterValue:
@@ -51,7 +54,7 @@ class ParameterValue:
     clean: jax.Array
     perturbed: jax.Array | None = None
     leaf: int = dataclasses.field(default=0, metadata={"static": True})
-    path: tuple | None = dataclasses.field(default=(), metadata={"static": True})
+    path: Path | None = dataclasses.field(default=(), metadata={"static": True})
 
     @property
     def value(self) -> jax.Array:
@@ -74,7 +77,9 @@ class Visitor(Protocol):
     def branch(self) -> "Visitor":
         """A visitor with nothing captured yet, for the inside of a rematerialized block."""
 
-    def at_site(self, equation, position: int, inputs, parameter: ParameterValue) -> jax.Array:
+    def at_site(
+        self, equation: Any, position: int, inputs: jax.Array, parameter: ParameterValue
+    ) -> jax.Array:
         """The output of a linear operation on ``inputs`` with weights at operand ``position``."""
 
     def resolve(self, parameter: ParameterValue, reason: str) -> jax.Array:
@@ -82,11 +87,15 @@ class Visitor(Protocol):
 
 
 def walk(jaxpr: Any, arguments: Sequence[Any], visitor: Visitor) -> list[Any]:
-    """Evaluates a jaxpr whose arguments are arrays or :class:`ParameterValue`."""
-    if not any(isinstance(argument, ParameterValue) for argument in arguments):
-        return jax.core.eval_jaxpr(*_jaxprs.open_and_constants(jaxpr), *arguments)
+    """Evaluates a jaxpr whose arguments are arrays or :class:`ParameterValue`.
 
-    def rule(equation, values):
+    Raises:
+      CannotFollowError: if an equation has a form that is not known here.
+    """
+    if not any(isinstance(argument, ParameterValue) for argument in arguments):
+        return _jaxprs.evaluate(jaxpr, arguments)
+
+    def rule(equation: Any, values: list[Any]) -> Sequence[Any]:
         if not any(isinstance(value, ParameterValue) for value in values):
             return _jaxprs.bind(equation, values)
         return _visit(equation, values, visitor)
@@ -102,14 +111,14 @@ def resolve_all(values: Sequence[Any], visitor: Visitor, reason: str) -> list[An
     ]
 
 
-def apply_path(path: tuple, leaf: jax.Array) -> jax.Array:
+def apply_path(path: Path, leaf: jax.Array) -> jax.Array:
     """The rearrangements that lead from a leaf to its site."""
     for equation in path:
         (leaf,) = _jaxprs.bind(equation, [leaf])
     return leaf
 
 
-def _visit(equation, values, visitor):
+def _visit(equation: Any, values: list[Any], visitor: Visitor) -> Sequence[Any]:
     name = equation.primitive.name
     position = _site_position(equation, values)
     if position is not None:
@@ -117,7 +126,7 @@ def _visit(equation, values, visitor):
     if name in _LINEAR and _only_first_is_parameter(values) and _stays_real(equation):
         return _apply_linear(equation, values)
     if name in _jaxprs.CALLS:
-        return walk(_jaxprs.inner_jaxprs(equation)[0][1], values, visitor)
+        return walk(_jaxprs.called(equation), values, visitor)
     if name in _jaxprs.REMATERIALIZATION:
         return _rematerialize(equation, values, visitor)
     if name == "scan" and visitor.enters_loops:
@@ -125,7 +134,7 @@ def _visit(equation, values, visitor):
     return _jaxprs.bind(equation, resolve_all(values, visitor, f"used by `{name}`"))
 
 
-def _site_position(equation, values) -> int | None:
+def _site_position(equation: Any, values: Sequence[Any]) -> int | None:
     """Which of the two operands holds the weights, if the equation is a site."""
     if len(values) != 2:
         return None
@@ -142,11 +151,11 @@ def _site_position(equation, values) -> int | None:
     return None
 
 
-def looks_up_rows(equation) -> bool:
+def looks_up_rows(equation: Any) -> bool:
     """Whether a ``gather`` takes whole rows along axis 0: ``table[indices]``."""
     numbers = equation.params["dimension_numbers"]
     table, indices = (variable.aval for variable in equation.invars)
-    return (
+    return bool(
         numbers.collapsed_slice_dims == (0,)
         and numbers.start_index_map == (0,)
         and not numbers.operand_batching_dims
@@ -155,21 +164,21 @@ def looks_up_rows(equation) -> bool:
     )
 
 
-def _only_first_is_parameter(values) -> bool:
+def _only_first_is_parameter(values: Sequence[Any]) -> bool:
     return isinstance(values[0], ParameterValue) and not any(
         isinstance(value, ParameterValue) for value in values[1:]
     )
 
 
-def _stays_real(equation) -> bool:
+def _stays_real(equation: Any) -> bool:
     """A cast to integers has no derivative."""
     return jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating)
 
 
-def _apply_linear(equation, values) -> list[ParameterValue]:
+def _apply_linear(equation: Any, values: Sequence[Any]) -> list[ParameterValue]:
     parameter, *others = values
     clean = _jaxprs.bind(equation, [parameter.clean, *others])
-    perturbed = [None] * len(clean)
+    perturbed: list[Any] = [None] * len(clean)
     if parameter.perturbed is not None:
         perturbed = _jaxprs.bind(equation, [parameter.perturbed, *others])
     path = _extend(parameter.path, equation)
@@ -179,7 +188,7 @@ def _apply_linear(equation, values) -> list[ParameterValue]:
     ]
 
 
-def _extend(path: tuple | None, equation) -> tuple | None:
+def _extend(path: Path | None, equation: Any) -> Path | None:
     source, target = equation.invars[0].aval, equation.outvars[0].aval
     repeats = math.prod(source.shape) != math.prod(target.shape)
     if path is None or repeats or equation.primitive.name not in _REARRANGEMENTS:
@@ -187,33 +196,37 @@ def _extend(path: tuple | None, equation) -> tuple | None:
     return (*path, equation)
 
 
-def _rematerialize(equation, values, visitor):
+def _rematerialize(equation: Any, values: list[Any], visitor: Visitor) -> list[Any]:
     """The block stays rematerialized; what was captured inside becomes an output of it."""
+    inner = _jaxprs.parameter(equation, "jaxpr")
 
-    def block(values):
+    def block(values: list[Any]) -> tuple[list[Any], dict[int, jax.Array]]:
         branch = visitor.branch()
-        outputs = walk(equation.params["jaxpr"], values, branch)
+        outputs = walk(inner, values, branch)
         return resolve_all(outputs, branch, "leaves a rematerialized block"), branch.captured
 
-    checkpoint = jax.checkpoint(
-        block, policy=equation.params["policy"], prevent_cse=equation.params["prevent_cse"]
+    checkpoint: Callable[..., Any] = jax.checkpoint(
+        block,
+        policy=_jaxprs.parameter(equation, "policy"),
+        prevent_cse=_jaxprs.parameter(equation, "prevent_cse"),
     )
     outputs, captured = checkpoint(values)
     visitor.captured.update(captured)
-    return outputs
+    return list(outputs)
 
 
-def _scan(equation, values, visitor):
+def _scan(equation: Any, values: list[Any], visitor: Visitor) -> list[Any]:
     """The loop is kept, and its body walked."""
     count, carried = _jaxprs.scan_split(equation)
+    inner = _jaxprs.parameter(equation, "jaxpr")
     constants, scanned = values[:count], values[count + carried :]
     carry = resolve_all(values[count : count + carried], visitor, "carried by `scan`")
 
-    def body(carry, scanned):
-        outputs = walk(equation.params["jaxpr"], [*constants, *carry, *scanned], visitor)
+    def body(carry: list[Any], scanned: list[Any]) -> tuple[list[Any], list[Any]]:
+        outputs = walk(inner, [*constants, *carry, *scanned], visitor)
         outputs = resolve_all(outputs, visitor, "leaves a `scan`")
         return outputs[:carried], outputs[carried:]
 
-    options = {name: equation.params[name] for name in ("length", "reverse", "unroll")}
+    options = {name: _jaxprs.parameter(equation, name) for name in ("length", "reverse", "unroll")}
     carry, stacked = lax.scan(body, carry, scanned, **options)
     return [*carry, *stacked]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _tree
+from optax_sam._checks import check_like
 from optax_sam._hyperparameters import check_number
 
 
@@ -105,8 +106,8 @@ def subtract_moving_average(sigma: float = 1.0, decay: float = 0.9) -> optax.Gra
         del params
         dtype = _tree.accumulation_dtype(updates)
         amount = jnp.where(state.count == 0, 0, jnp.asarray(sigma).astype(dtype))
-        direction = _tree.linear(jnp.ones([], dtype), updates, -amount, state.average)
         average = _blend(state, updates, decay)
+        direction = _tree.linear(jnp.ones([], dtype), updates, -amount, state.average)
         return direction, MovingAverageState(optax.safe_increment(state.count), average)
 
     return optax.GradientTransformation(_init, update)
@@ -118,6 +119,13 @@ def _init(params: optax.Params) -> MovingAverageState:
 
 def _blend(state: MovingAverageState, updates: optax.Updates, decay: chex.Numeric) -> optax.Updates:
     """``decay * average + (1 - decay) * updates``, and just the updates at the first step."""
+    check_like(
+        "the average in the state",
+        state.average,
+        updates,
+        of="updates",
+        remedy="Make the state with tx.init(params) of the same params.",
+    )
     dtype = _tree.accumulation_dtype(updates)
     keep = jnp.where(state.count == 0, 0, jnp.asarray(decay).astype(dtype))
     return _tree.linear(keep, state.average, 1 - keep, updates)

@@ -10,6 +10,14 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _tree
+from optax_sam._checks import (
+    call,
+    check_bool,
+    check_callable,
+    check_like,
+    is_array_of,
+    kinds,
+)
 from optax_sam._hyperparameters import Hyperparameter, check_integer, check_number
 from optax_sam.convolutions import inside_control_flow
 from optax_sam.evaluations import check_logits, value_and_gradients
@@ -92,8 +100,11 @@ def add_noise_compensation(
         maximum=1,
         remedy="Without flips use optax_sam.sam.",
     )
-    if not isinstance(seed, jax.Array):  # under optax.inject_hyperparams it is one
+    if not is_array_of(seed, jnp.integer) or jnp.ndim(seed):  # optax.inject_hyperparams makes one
         check_integer("seed", seed, minimum=0)
+    check_bool("deterministic", deterministic)
+    if label_of is not None:
+        check_callable("label_of", label_of, "Pass e.g. label_of=lambda labels: labels['...'].")
     start_step = check_integer("start_step", start_step, minimum=0)
 
     def init(params: optax.Params) -> NoiseCompensationState:
@@ -115,8 +126,10 @@ def add_noise_compensation(
         )
         if params is None:
             raise ValueError(
-                "add_noise_compensation needs the parameters: call update(..., params)."
+                "add_noise_compensation takes a gradient at the parameters, but params is None: "
+                "call update(perturbation, state, params, loss_fn=objective)."
             )
+        check_like("updates", updates, params, of="params", remedy="Pass a perturbation of params.")
         if logits is not None:
             check_logits(objective, params, logits)
         key = jax.random.fold_in(jax.random.key(seed), state.count)
@@ -182,10 +195,14 @@ def choose_examples(logits: jax.Array, flip_ratio: float, key: jax.Array | None)
     if count == 0:
         raise ValueError(
             f"flip_ratio={flip_ratio} chooses no example of a batch (or a group, with group_size) "
-            "of "
-            f"{logits.shape[0]}: take a larger ratio, batch or group."
+            f"of {logits.shape[0]}: take a larger ratio, batch or group."
         )
-    largest, _ = jax.lax.top_k(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), 2)
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"NCSAM flips labels between classes, but the logits of shape {logits.shape} have "
+            f"{logits.shape[-1]}. Return one logit per class, also for two classes."
+        )
+    largest, _ = jax.lax.top_k(logits.astype(_tree.accumulation_dtype(logits)), 2)
     gaps = largest[:, 0] - largest[:, 1]
     if key is None:
         return jnp.argsort(gaps, stable=True)[:count]
@@ -207,10 +224,8 @@ def _with_flipped_labels(
     if not hasattr(logits, "ndim") or logits.ndim != 2:
         raise TypeError(
             "the noise compensation of NCSAM flips one label per example, so it needs logits of "
-            "shape "
-            f"(B, classes), got {_kinds(logits)}. For one label per token map the network over "
-            "tokens, "
-            "or use another method."
+            f"shape (B, classes), got {kinds(logits)}. For one label per token map the network "
+            "over tokens, or use another method."
         )
     leaves, treedef = jax.tree.flatten(objective.labels)
     index = _label_index(leaves, objective.labels, logits, label_of)
@@ -228,7 +243,13 @@ def _label_index(
 ) -> int:
     """Which leaf of the labels holds the classes: the only candidate, or the one that was named."""
     if label_of is not None:
-        chosen = label_of(labels)
+        chosen = call(
+            "label_of",
+            label_of,
+            labels,
+            takes="the labels and nothing else",
+            remedy="Pass e.g. label_of=lambda labels: labels['...'].",
+        )
         found = [index for index, leaf in enumerate(leaves) if leaf is chosen]
     else:
         found = [index for index, leaf in enumerate(leaves) if _is_class_number(leaf)]
@@ -238,11 +259,9 @@ def _label_index(
         _is_class_number(leaves[found[0]]) or _is_soft(leaves[found[0]], logits)
     ):
         raise TypeError(
-            "the noise compensation of NCSAM flips labels, so it needs one array of integer labels "
-            "of shape "
-            f"(B,), or of soft labels like the logits, {logits.shape}; got labels "
-            f"{_kinds(labels)}. Name the "
-            "array with label_of=lambda labels: labels['...']."
+            "the noise compensation of NCSAM flips labels, so it needs one array of integer "
+            f"labels of shape (B,), or of soft labels like the logits, {logits.shape}; got labels "
+            f"{kinds(labels)}. Name the array with label_of=lambda labels: labels['...']."
         )
     return found[0]
 
@@ -253,7 +272,3 @@ def _is_class_number(leaf: Any) -> bool:
 
 def _is_soft(leaf: Any, logits: jax.Array) -> bool:
     return jnp.shape(leaf) == logits.shape and _tree.is_floating(leaf)
-
-
-def _kinds(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}", tree)

@@ -6,16 +6,6 @@ from optax_sam import _tree
 from optax_sam._hyperparameters import Hyperparameter
 
 
-class NormalizedPerturbation(optax.GradientTransformation):
-    """What :func:`normalized` returns: a transformation that knows its radius.
-
-    The gradient's norm is all that it needs, which lets a perturbation per example be computed without
-    a gradient per example.
-    """
-
-    radius: Hyperparameter
-
-
 def normalized(rho: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     r"""Climbs along the gradient to distance ρ: :math:`\epsilon = \rho \, g / \lVert g \rVert`.
 
@@ -59,6 +49,4 @@ def normalized(rho: optax.ScalarOrSchedule) -> optax.GradientTransformation:
         rho, state = radius.read(state, length.dtype)
         return _tree.scale(updates, _tree.divide_or_zero(rho, length)), state
 
-    perturbation = NormalizedPerturbation(init, update)
-    perturbation.radius = radius
-    return perturbation
+    return optax.GradientTransformation(init, update)

@@ -86,7 +86,7 @@ def test_batch_norm(step, low, high):
     ],
 )
 def test_all_rounds_of_a_loop_are_counted(step, module):
-    """XLA counts the body once, which would make a larger batch as cheap as one slice of it."""
+    """XLA counts the body once, which would make a larger batch as cheap as a microbatch."""
     once, twice = (flops_of(step, Network(module, (8, 8, 3), size)) for size in (16, 32))
     assert twice == pytest.approx(2 * once, rel=0.1)
 

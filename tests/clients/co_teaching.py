@@ -7,6 +7,7 @@ import optax
 
 import optax_sam
 from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 from tests.problems import apply_mlp, examples, mlp_parameters
 
 STEPS = 3
@@ -26,7 +27,7 @@ def small_losses(params):
 
 
 def with_library():
-    tx = optax.chain(optax_sam.sam(by_hand.RHO), optimizer)
+    tx = optax.chain(optax_sam.sam(rho=RHO), optimizer)
 
     def step(params, opt_state, chosen):
         objective = optax_sam.Objective(apply_mlp, inputs, labels, weights=chosen)

@@ -6,6 +6,7 @@ import optax
 
 import optax_sam
 from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 from tests.problems import apply_mlp, examples, mlp_parameters
 
 STEPS = 3
@@ -22,7 +23,7 @@ def loss_of(params, x, y):
 
 
 def with_library():
-    method = optax_sam.sam(by_hand.RHO)
+    method = optax_sam.sam(rho=RHO)
 
     @jax.jit
     def train_step(params, opt_state):

@@ -5,7 +5,7 @@ import jax
 import optax
 
 import optax_sam.equinox
-from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 from tests.problems import examples
 
 STEPS = 3
@@ -42,7 +42,7 @@ value_and_grad = eqx.filter_value_and_grad(loss_fn, has_aux=True)
 
 
 def with_library():
-    tx = optax.chain(optax_sam.sam(by_hand.RHO), optimizer)
+    tx = optax.chain(optax_sam.sam(rho=RHO), optimizer)
 
     @eqx.filter_jit
     def make_step(model, state, opt_state, x, y, key):
@@ -59,7 +59,7 @@ def with_sam_by_hand():
     @eqx.filter_jit
     def make_step(model, state, opt_state, x, y, key):
         (loss, new_state), grads = value_and_grad(model, state, x, y, key)
-        scale = by_hand.RHO / optax.tree.norm(grads)
+        scale = RHO / optax.tree.norm(grads)
         perturbed = eqx.apply_updates(model, jax.tree.map(lambda g: scale * g, grads))
         _, grads = value_and_grad(perturbed, state, x, y, key)
         updates, opt_state = optimizer.update(grads, opt_state)

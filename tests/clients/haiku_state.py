@@ -6,6 +6,7 @@ import optax
 
 import optax_sam
 from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 from tests.problems import examples
 
 STEPS = 3
@@ -26,7 +27,7 @@ def loss_fn(params, state, key, x, y):
 
 
 def with_library():
-    tx = optax.chain(optax_sam.sam(by_hand.RHO), optimizer)
+    tx = optax.chain(optax_sam.sam(rho=RHO), optimizer)
 
     @jax.jit
     def update(params, state, opt_state, key, x, y):

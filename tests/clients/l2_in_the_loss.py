@@ -6,6 +6,7 @@ import optax
 
 import optax_sam
 from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 from tests.problems import apply_mlp, examples, mlp_parameters
 
 STEPS = 3
@@ -57,7 +58,7 @@ def run(train_step, tx):
 
 
 def with_library():
-    tx = optax.chain(optax_sam.sam(by_hand.RHO), optimizer)
+    tx = optax.chain(optax_sam.sam(rho=RHO), optimizer)
     return train(tx), train_with_objective(tx)
 
 

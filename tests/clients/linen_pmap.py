@@ -10,6 +10,7 @@ import optax
 
 import optax_sam.linen
 from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 from tests.problems import examples
 
 DEVICES = 2
@@ -61,7 +62,7 @@ def train_step(state, x, y):
 
 
 def with_library():
-    tx = optax.chain(optax_sam.sam(by_hand.RHO, axis_name="batch"), optimizer)
+    tx = optax.chain(optax_sam.sam(rho=RHO, axis_name="batch"), optimizer)
     state = create_train_state(tx)
     state = jax.tree.map(lambda x: np.stack([x] * DEVICES), state)
     losses = []

@@ -6,6 +6,7 @@ import optax
 
 import optax_sam
 from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 from tests.problems import apply_mlp, examples, mlp_parameters
 
 STEPS = 3
@@ -36,7 +37,7 @@ optimizer = optax.chain(optax.adam(0.1), optax.masked(optax.set_to_zero(), froze
 
 
 def with_library():
-    tx = optax.chain(optax_sam.sam(by_hand.RHO, mask=trainable), optimizer)
+    tx = optax.chain(optax_sam.sam(rho=RHO, mask=trainable), optimizer)
 
     @jax.jit
     def train_step(params, opt_state):

@@ -7,20 +7,21 @@ import optax
 from flax.training.dynamic_scale import DynamicScale
 
 import optax_sam
-from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 from tests.problems import apply_mlp, examples, mlp_parameters
 
 STEPS = 4  # the scale overflows, falls, and grows again
-optimizer = optax.sgd(0.1, momentum=0.9)
+TINY = 2.0**-17  # a loss whose unscaled gradients underflow
+optimizer = optax.sgd(0.1 / TINY, momentum=0.9)
 inputs, labels = examples()
-SCALE = jnp.float32(2.0**17)
+SCALE = jnp.float32(2.0**17 / TINY)
 
 
 def loss_fn(params):
     half = jax.tree.map(lambda x: x.astype(jnp.float16), params)
     logits = apply_mlp(half, inputs.astype(jnp.float16))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses.astype(jnp.float32).mean()
+    return TINY * losses.astype(jnp.float32).mean()
 
 
 def with_flax(tx):
@@ -61,7 +62,7 @@ def run(train_step, tx, scale):
 
 
 def with_library():
-    tx = optax.chain(optax_sam.sam(by_hand.RHO), optimizer)
+    tx = optax.chain(optax_sam.sam(rho=RHO), optimizer)
     return with_flax(tx), with_jmp(tx)
 
 
@@ -74,7 +75,7 @@ def with_sam_by_hand():
 
         clean = scaled_gradients(params)
         norm = optax.tree.norm(clean)
-        perturbed = jax.tree.map(lambda w, g: w + by_hand.RHO * g / norm, params, clean)
+        perturbed = jax.tree.map(lambda w, g: w + RHO * g / norm, params, clean)
         updates, new_opt_state = optimizer.update(scaled_gradients(perturbed), opt_state, params)
         new = optax.apply_updates(params, updates), new_opt_state
         loss, finite = loss_fn(params), jnp.isfinite(norm)

@@ -5,7 +5,7 @@ import optax
 from flax import nnx
 
 import optax_sam.nnx
-from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 from tests.problems import examples
 
 STEPS = 3
@@ -50,16 +50,15 @@ def train_step_by_hand(model, optimizer, x, y, rngs):
     perturbed, same_rngs = nnx.clone((model, rngs))
     loss, grads = nnx.value_and_grad(loss_fn)(model, x, y, rngs)
     grads = nnx.as_pure(grads)
-    scale = by_hand.RHO / optax.tree.norm(grads)
+    scale = RHO / optax.tree.norm(grads)
     params = nnx.as_pure(nnx.state(perturbed, nnx.Param))
     nnx.update(perturbed, jax.tree.map(lambda w, g: w + scale * g, params, grads))
     optimizer.update(model, nnx.grad(loss_fn)(perturbed, x, y, same_rngs))
     return loss
 
 
-def train(step, *method):
+def train(step, tx):
     model, rngs = Network(nnx.Rngs(0)), nnx.Rngs(dropout=1)
-    tx = optax.chain(*method, optax.adam(1e-2))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     losses = [step(model, optimizer, inputs, labels, rngs) for _ in range(STEPS)]
     state = nnx.as_pure(nnx.state((model, rngs), nnx.Not(nnx.RngKey)))
@@ -67,10 +66,10 @@ def train(step, *method):
 
 
 def with_library():
-    method = optax_sam.sam(by_hand.RHO)
-    return train(train_step, method), train(train_step_with_objective, method)
+    tx = optax.chain(optax_sam.sam(rho=RHO), optax.adam(1e-2))
+    return train(train_step, tx), train(train_step_with_objective, tx)
 
 
 def with_sam_by_hand():
-    result = train(train_step_by_hand)
+    result = train(train_step_by_hand, optax.adam(1e-2))
     return result, result

@@ -12,6 +12,7 @@ import optax
 
 import optax_sam
 from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 from tests.problems import apply_mlp, examples, mlp_parameters
 
 STEPS = 2
@@ -56,7 +57,7 @@ LOSSES = {
 
 
 def with_library():
-    tx = optax.chain(optax_sam.sam(by_hand.RHO), optimizer)
+    tx = optax.chain(optax_sam.sam(rho=RHO), optimizer)
 
     def step(loss, params, opt_state, x, y):
         objective = optax_sam.Objective(apply_mlp, x, y, loss)

@@ -6,6 +6,7 @@ import optax
 
 import optax_sam
 from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 from tests.problems import apply_mlp, examples, mlp_parameters
 
 optimizer = optax.sgd(optax.linear_schedule(0.1, 0.0, 4), momentum=0.9)
@@ -20,14 +21,13 @@ def loss_of(params, batch):
 
 
 def with_library():
-    tx = optax.chain(optax_sam.sam(by_hand.RHO), optimizer)
+    tx = optax.chain(optax_sam.sam(rho=RHO), optimizer)
 
     def train_step(carry, batch):
         params, opt_state = carry
         (loss, _), grads = jax.value_and_grad(loss_of, has_aux=True)(params, batch)
-        updates, opt_state = tx.update(
-            grads, opt_state, params, loss_fn=lambda params: loss_of(params, batch)
-        )
+        loss_fn = lambda params: loss_of(params, batch)  # noqa: E731
+        updates, opt_state = tx.update(grads, opt_state, params, loss_fn=loss_fn)
         return (optax.apply_updates(params, updates), opt_state), loss
 
     @jax.jit

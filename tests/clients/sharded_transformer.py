@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import optax_sam
 from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 
 STEPS = 3
 VOCABULARY, WIDTH, LENGTH, BATCH = 12, 8, 6, 8
@@ -46,7 +47,7 @@ def shard(tree):
 
 
 def with_library():
-    tx = optax.chain(optax_sam.sam(by_hand.RHO), optimizer)
+    tx = optax.chain(optax_sam.sam(rho=RHO), optimizer)
 
     @jax.jit
     def train_step(params, opt_state, x, y, weights):

@@ -6,6 +6,7 @@ import optax
 
 import optax_sam
 from tests.clients import by_hand
+from tests.clients.by_hand import RHO
 from tests.problems import examples
 
 STEPS = 3
@@ -23,7 +24,7 @@ def loss_of(params, key):
 
 
 def with_library():
-    tx = optax.chain(optax_sam.sam(by_hand.RHO), optimizer)
+    tx = optax.chain(optax_sam.sam(rho=RHO), optimizer)
 
     @jax.jit
     def train_step(params, opt_state, key):

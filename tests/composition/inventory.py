@@ -5,7 +5,9 @@ A row says how to build it with harmless arguments. What is in no row must be in
 """
 
 import dataclasses
+import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, Literal
@@ -33,13 +35,21 @@ class Row:
 
     Attributes:
       kind: what it is.
-      make: builds it; a wrapper takes the transformation that it goes around.
+      build: builds it; a wrapper takes the transformation that it goes around.
       extra: the keyword arguments that its ``update`` needs.
+      per_example: it takes one gradient per example.
     """
 
     kind: Kind
-    make: Callable[..., Any]
+    build: Callable[..., Any]
     extra: tuple[str, ...] = ()
+    per_example: bool = False
+
+    def make(self, *inner: Any) -> Any:
+        """The transformation; optax may say that it is deprecated."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return self.build(*inner)
 
 
 LINESEARCH = ("value", "grad", "value_fn")
@@ -51,12 +61,14 @@ ALL_LEAVES = {"bias": True, "hidden": True, "out": True}
 
 def _named(*names: str, **arguments: Any) -> dict[str, Row]:
     """Optimizers that take a learning rate first."""
-    return {name: Row("optimizer", lambda f=_find(name): f(0.1, **arguments)) for name in names}
+    return {
+        name: Row("optimizer", functools.partial(_find(name), 0.1, **arguments)) for name in names
+    }
 
 
 def _plain(*names: str, kind: Kind = "transformation") -> dict[str, Row]:
     """Those that need no argument."""
-    return {name: Row(kind, lambda f=_find(name): f()) for name in names}
+    return {name: Row(kind, _find(name)) for name in names}
 
 
 def _find(name: str) -> Callable[..., Any]:
@@ -81,7 +93,9 @@ OPTIMIZERS = {
     "contrib.momo_adam": Row("optimizer", lambda: optax.contrib.momo_adam(0.1), ("value",)),
     "contrib.sophia": Row("optimizer", lambda: optax.contrib.sophia(0.1), ("obj_fn",)),
     "contrib.galore": Row("optimizer", lambda: optax.contrib.galore(0.1, rank=1)),
-    "contrib.dpsgd": Row("optimizer", lambda: optax.contrib.dpsgd(0.1, 1.0, 0.1, 0)),
+    "contrib.dpsgd": Row(
+        "optimizer", lambda: optax.contrib.dpsgd(0.1, 1.0, 0.1, 0), per_example=True
+    ),
 }
 
 TRANSFORMATIONS = {
@@ -102,7 +116,8 @@ TRANSFORMATIONS = {
     "ema": Row("transformation", lambda: optax.ema(0.9)),
     "freeze": Row("transformation", lambda: optax.freeze(SOME_LEAVES)),
     "measure_with_ema": Row(
-        "transformation", lambda: optax.measure_with_ema(lambda updates, **_: optax.tree.norm(updates), 0.9)
+        "transformation",
+        lambda: optax.monitor({"norm": optax.measure_with_ema(optax.tree.norm, 0.9)}),
     ),
     "monitor": Row("transformation", lambda: optax.monitor({"norm": optax.tree.norm})),
     "snapshot": Row("transformation", lambda: optax.snapshot("norm", optax.tree.norm)),
@@ -128,14 +143,13 @@ TRANSFORMATIONS = {
         "transformation", lambda: optax.scale_by_zoom_linesearch(5), LINESEARCH
     ),
     **_plain("contrib.normalize", "contrib.scale_by_acprop", "contrib.scale_by_ademamix"),
-    **_plain("contrib.scale_by_adopt", "contrib.scale_by_cocob", "contrib.scale_by_muon"),
+    **_plain("contrib.scale_by_adopt", "contrib.scale_by_cocob"),
     **_plain("contrib.scale_by_simplified_ademamix"),
-    "contrib.scale_by_galore": Row(
-        "transformation", lambda: optax.contrib.scale_by_galore(rank=1)
+    "contrib.scale_by_muon": Row(
+        "transformation", lambda: optax.masked(optax.contrib.scale_by_muon(), SOME_LEAVES)
     ),
-    "contrib.scale_by_madgrad": Row(
-        "transformation", lambda: optax.contrib.scale_by_madgrad(0.1)
-    ),
+    "contrib.scale_by_galore": Row("transformation", lambda: optax.contrib.scale_by_galore(rank=1)),
+    "contrib.scale_by_madgrad": Row("transformation", lambda: optax.contrib.scale_by_madgrad(0.1)),
     "contrib.hutchinson_estimator_diag_hessian": Row(
         "transformation",
         lambda: optax.contrib.hutchinson_estimator_diag_hessian(jax.random.key(0)),
@@ -147,6 +161,7 @@ TRANSFORMATIONS = {
     "contrib.differentially_private_aggregate": Row(
         "transformation",
         lambda: optax.contrib.differentially_private_aggregate(1.0, 0.1, 0),
+        per_example=True,
     ),
 }
 
@@ -198,9 +213,7 @@ WRAPPERS = {
     ),
     "flatten": Row("wrapper", optax.flatten),
     "lookahead": Row("wrapper", lambda inner: optax.lookahead(inner, 2, 0.5)),
-    "contrib.schedule_free": Row(
-        "wrapper", lambda inner: optax.contrib.schedule_free(inner, 0.1)
-    ),
+    "contrib.schedule_free": Row("wrapper", lambda inner: optax.contrib.schedule_free(inner, 0.1)),
     "contrib.mechanize": Row("wrapper", optax.contrib.mechanize),
     "contrib.split_real_and_imaginary": Row("wrapper", optax.contrib.split_real_and_imaginary),
     "contrib.sam": Row(
@@ -251,7 +264,7 @@ NOT_TRANSFORMATIONS = frozenset(
         *("apply_updates", "bias_correction", "global_norm", "incremental_update"),
         *("matrix_inverse_pth_root", "microbatch", "multi_normal", "nnls", "periodic_update"),
         *("per_example_global_norm_clip", "per_example_layer_norm_clip", "power_iteration"),
-        *("safe_increment", "safe_norm", "safe_root_mean_squares"),
+        *("safe_increment", "safe_int32_increment", "safe_norm", "safe_root_mean_squares"),
         *("scale_gradient", "unitwise_clip", "unitwise_norm", "update_infinity_moment"),
         *("update_moment", "update_moment_per_elem_norm", "contrib.schedule_free_eval_params"),
         # arguments of MultiSteps
@@ -263,22 +276,27 @@ NOT_TRANSFORMATIONS = frozenset(
 def exported() -> Iterator[str]:
     """The names of all functions and transformations that optax exports, but its losses."""
     losses = {id(getattr(optax.losses, name)) for name in dir(optax.losses)}
-    seen = set()
+    seen: set[str] = set()
     for module_name, module in MODULES.items():
         for name in sorted(vars(module)):
             value = getattr(module, name)
-            if name.startswith("_") or not _is_candidate(value) or id(value) in seen | losses:
+            if name.startswith("_") or not _is_candidate(value) or id(value) in losses:
                 continue
-            seen.add(id(value))
-            prefix = "contrib." if module_name == "optax.contrib" else ""
-            yield prefix + name
+            full_name = f"contrib.{name}" if module_name == "optax.contrib" else name
+            if full_name not in seen:
+                seen.add(full_name)
+                yield full_name
 
 
 def _is_candidate(value: Any) -> bool:
     """Functions, and classes with an ``update``; no modules, states or type aliases."""
     if inspect.isclass(value):
         return hasattr(value, "update") and hasattr(value, "init")
-    return inspect.isfunction(value) or (callable(value) and hasattr(value, "__wrapped__"))
+    return (
+        inspect.isfunction(value)
+        or isinstance(value, functools.partial)
+        or (callable(value) and hasattr(value, "__wrapped__"))
+    )
 
 
 def unclassified() -> list[str]:

@@ -243,7 +243,10 @@ def test_an_epoch_takes_every_step_on_other_examples():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"methods": ("sgd", "smm")}, "--methods: 'smm' is not valid. Choose from sgd, sam"),
+        (
+            {"methods": ("sgd", "smm")},
+            "--methods: 'smm' is not valid. Did you mean sam. Choose from",
+        ),
         ({"methods": ()}, r"--methods: \(\) is not valid. Name at least one"),
         ({"methods": ("sgd", "sgd")}, "--methods: .* Name each one once"),
         ({"seeds": ()}, r"--seeds: \(\) is not valid. Give at least one"),

@@ -127,5 +127,5 @@ def test_the_smallest_radius_within_one_standard_error_is_chosen(tmp_path, monke
     choose_rho.main(choice)
     rows = read(output)
     assert len(rows) == 8
-    assert list(rows[3].values()) == ["saner", "0.2", "1", "55.0", "3.5"]
+    assert list(rows[3].values()) == ["saner", "0.2", "1", "55.00", "3.54"]
     assert capsys.readouterr().out.endswith("saner: rho = 0.2, alpha = 1\n")

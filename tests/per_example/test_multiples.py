@@ -27,9 +27,7 @@ def is_kernel(params):
 
 
 def per_leaf(scales):
-    return optax.partition(
-        {name: optax.scale(scale) for name, scale in scales.items()}, labels
-    )
+    return optax.partition({name: optax.scale(scale) for name, scale in scales.items()}, labels)
 
 
 FAST = {
@@ -56,7 +54,9 @@ FAST = {
         {"bias": optax.set_to_zero(), "kernels": normalized(0.3)}, labels
     ),
     "masked": lambda: optax.masked(normalized(0.3), is_kernel),
-    "frozen": lambda: optax.chain(normalized(0.3), optax.freeze({"first": True, "bias": False, "head": False})),
+    "frozen": lambda: optax.chain(
+        normalized(0.3), optax.freeze({"first": True, "bias": False, "head": False})
+    ),
     "on some steps": lambda: optax.conditionally_transform(
         normalized(0.3), lambda step: step % 2 == 0
     ),
@@ -86,7 +86,10 @@ REFUSED = {
         "evaluates the loss",
     ),
     "several steps": (lambda: optax_sam.in_steps(normalized(0.1), 2), "adds something|evaluates"),
-    "half of the examples": (lambda: optax_sam.on_first(normalized(0.1), 0.5), "evaluates the loss"),
+    "half of the examples": (
+        lambda: optax_sam.on_first(normalized(0.1), 0.5),
+        "evaluates the loss",
+    ),
     "sign": (lambda: optax.scale_by_sign(), "applies `sign` to the gradient"),
     "elementwise clip": (lambda: optax.clip(0.01), "applies `(max|min|clamp)` to the gradient"),
     "adam": (lambda: optax.scale_by_adam(), "adds something|applies `integer_pow`"),

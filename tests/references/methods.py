@@ -1,8 +1,8 @@
 """Every method, slow and obvious: one flat vector, explicit loops over steps, formulas as printed.
 
-Each reference is a class with ``epsilon(problem, w)`` and ``direction(problem, w)``, each called once per
-step. ``problem`` gives ``grad(w)``, ``logits(w)``, ``labels`` and ``on(indices, labels)``, the same problem on
-other examples.
+Each reference is a class with ``epsilon(problem, w)`` and ``direction(problem, w)``, called once per
+step. ``problem`` gives ``grad(w)``, ``logits(w)``, ``labels`` and ``on(indices, labels)``, the same
+problem on other examples.
 """
 
 import functools
@@ -134,22 +134,23 @@ class VaSSO(SAM):
 
 
 class WSAM(SAM):
+    gamma = 0.9
+
     def direction(self, problem, w):
         g = problem.grad(w)
-        return g + 0.9 / (1 - 0.9) * (super().direction(problem, w) - g)
+        return g + self.gamma / (1 - self.gamma) * (super().direction(problem, w) - g)
 
 
 class LookSAM(SAM):
     alpha = 0.7
     step = 0
-    method = SAM
 
     def direction(self, problem, w):
         g = problem.grad(w)
         self.step += 1
         if self.step % 5 != 1:
             return g + self.alpha * towards(self.v, length(g))
-        perturbed = self.method(self.rho).direction(problem, w)
+        perturbed = super().direction(problem, w)
         unit = towards(g, 1)
         self.v = perturbed - jnp.dot(perturbed, unit) * unit
         return perturbed
@@ -195,12 +196,6 @@ def with_saner(method):
     return WithSANER
 
 
-class LookSAMWithSANER(LookSAM):
-    """The combination acts on the steps with a second gradient, before v is kept."""
-
-    method = with_saner(SAM)
-
-
 METHODS = {
     "sam": SAM,
     "asam": ASAM,
@@ -217,4 +212,3 @@ METHODS = {
     "restricted": Restricted,
 }
 METHODS |= {f"{name}+saner": with_saner(method) for name, method in METHODS.items()}
-METHODS["looksam+saner"] = LookSAMWithSANER

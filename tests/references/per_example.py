@@ -8,10 +8,11 @@ def per_example_gradient(objective, params, rho, *, evaluation="full", group_siz
     """``(loss, perturbed loss, gradients, clean gradients)``, each a mean over the groups."""
     if mask is None:
         mask = jax.tree.map(lambda _: True, params)
-    grouped = objective.groups(group_size)
+    plain = objective.replace(microbatch_size=None, loss_scale=None)
+    grouped = plain.groups(group_size)
 
-    def one(inputs, labels):
-        group = objective.replace(inputs=inputs, labels=labels)
+    def one(inputs, labels, weights):
+        group = plain.replace(inputs=inputs, labels=labels, weights=weights)
 
         def loss_at(params):
             return group.loss_from_logits(group.logits(params))
@@ -39,8 +40,12 @@ def per_example_gradient(objective, params, rho, *, evaluation="full", group_siz
         gradients = jax.grad(contracted, allow_int=True)(jacobian_at)
         return loss, loss_at(perturbed), _without_float0(gradients, params), clean
 
-    results = jax.vmap(one)(grouped.inputs, grouped.labels)
-    return jax.tree.map(lambda value: jnp.mean(value, axis=0), results)
+    results = jax.vmap(one)(grouped.inputs, grouped.labels, grouped.weights)
+    if objective.weights is None:
+        return jax.tree.map(lambda value: jnp.mean(value, axis=0), results)
+    totals = objective.weights.reshape(objective.batch_size // group_size, -1).sum(axis=1)
+    shares = totals / totals.sum()
+    return jax.tree.map(lambda value: jnp.tensordot(shares, value, 1), results)
 
 
 def _without_float0(gradients, params):

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from . import digits, npz, tables
 from .features import DataError, Features
 
@@ -42,7 +44,7 @@ def load(
     return tables.read(path, limit, label_column or "label", clean_label_column, ignore_columns)
 
 
-def load_inputs(path: Path, columns: tuple[str, ...], memory_limit_gib: float = 4.0):
+def load_inputs(path: Path, columns: tuple[str, ...], memory_limit_gib: float = 4.0) -> np.ndarray:
     """Only the features of a file, shape ``(n, d)``; a table is read by the names of its columns."""
     limit = _checked_limit(path, memory_limit_gib)
     if path.suffix.lower() == ".npz":

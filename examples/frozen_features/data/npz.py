@@ -36,14 +36,23 @@ def read(path: Path, limit: int, label_array: str = "labels") -> Features:
       DataError: for a damaged file, missing arrays, pickles, or too much data.
     """
     arrays = _read_arrays(path, ("inputs", label_array), OPTIONAL, limit)
-    labels, soft, notes = arrays[label_array], None, ()
+    labels, soft = arrays[label_array], None
+    notes: tuple[str, ...] = ()
     if labels.ndim == 2:
         votes = count_votes(labels, f"{path}: {label_array}")
         labels, soft = votes.labels, votes.shares
         crowd = f"{arrays[label_array].shape[1]} annotators"
         notes = (f"{crowd}: majority vote; {votes.ties:,} ties drawn by lot",)
-    others = {name: arrays.get(name) for name in OPTIONAL}
-    return assemble(arrays["inputs"], labels, str(path), soft_labels=soft, notes=notes, **others)
+    return assemble(
+        arrays["inputs"],
+        labels,
+        str(path),
+        clean_labels=arrays.get("clean_labels"),
+        test_inputs=arrays.get("test_inputs"),
+        test_labels=arrays.get("test_labels"),
+        soft_labels=soft,
+        notes=notes,
+    )
 
 
 def read_inputs(path: Path, limit: int) -> np.ndarray:

@@ -147,12 +147,16 @@ def test_alpha_grows_over_the_warm_up():
     params = {"w": np.ones(3, np.float32)}
     state = tx.init(params)
     directions = []
+
+    def loss_fn(p):
+        return 0.9 * p["w"].sum()  # g' = 0.9 where g = 1: down-weighted
+
     for _ in range(11):
         updates, state = tx.update(
             {"w": np.ones(3, np.float32)},
             state,
             params,
-            loss_fn=lambda p: (0.5 * (p["w"] @ p["w"]) * 0 + 0.9 * p["w"].sum(), None),
+            loss_fn=loss_fn,
         )
         directions.append(float(updates["w"][0]))
     without = 0.9 + config.weight_decay

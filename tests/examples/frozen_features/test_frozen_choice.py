@@ -1,0 +1,188 @@
+"""The grid, its rounds, the choice, the criteria and the suspects, by hand."""
+
+import numpy as np
+import pytest
+
+from examples.frozen_features import choose, criteria, grid, suspects
+from examples.frozen_features.config import Config
+from examples.frozen_features.grid import Setting
+from examples.frozen_features.search import Result, scores
+from tests.examples.frozen_features.frozen_data import features
+
+SGD = Setting("mlp", "sgd", 0.0, 1e-3, 0.02)
+SAM = Setting("mlp", "sam", 0.1, 1e-3, 0.02)
+LINEAR = Setting("linear", "sgd", 0.0, 1e-3, 0.02)
+
+
+def result(setting, correct, rung=0, seed=0, rows=100, **measures):
+    correct = np.array(correct, bool)
+    measures = {"held_out": correct.mean(), "clean_accuracy": np.nan} | measures
+    return Result(setting, rung, seed, rows, measures, correct, np.array([correct.mean()]))
+
+
+def test_the_grid_has_no_point_twice():
+    points = grid.settings(Config())
+    assert len(set(points)) == len(points) == 68
+    assert {p.rho for p in points if p.method == "sgd"} == {0.0}
+    assert not any(p.head == "linear" and p.method == "jsam" for p in points)
+    (one,) = {p.rho for p in grid.settings(Config(methods=("1-sam",), radii=(0.5,)))}
+    assert one == pytest.approx(0.05)
+
+
+def test_few_rows_get_more_seeds_and_many_rows_get_more_rows():
+    assert [(r.rows, r.seeds) for r in grid.rungs(1000, 60)] == [
+        (1000, (0,)),
+        (1000, (1, 2)),
+        (1000, (3, 4)),
+    ]
+    assert [r.rows for r in grid.rungs(40_000, 60)] == [5000, 15_000, 40_000]
+
+
+def test_survivors_are_the_best_and_those_for_comparison():
+    values = {SGD: 0.1, SAM: 0.9, LINEAR: 0.2}
+    assert grid.survivors(values, 0, keep=1) == [SGD, SAM, LINEAR]
+    assert grid.survivors(values, 1, keep=1) == [SAM, LINEAR]
+
+
+def test_scores_pool_the_seeds_on_the_same_rows_only():
+    runs = [
+        result(SGD, [1, 1, 1, 1], rows=50),
+        result(SGD, [0, 0, 0, 1], rung=1, rows=100),
+        result(SAM, [0, 1, 0, 1], rung=1, rows=100),
+        result(SAM, [1, 1, 1, 1], rung=2, seed=1, rows=100),
+        result(SGD, [0, 0, 0, 0], rung=2, seed=1, rows=100),
+    ]
+    assert scores(runs) == {SGD: 0.125, SAM: 0.75}
+    diverged = result(SAM, [1], rung=3, held_out=np.nan)
+    assert scores([diverged]) == {SAM: -np.inf}
+
+
+def test_the_choice_and_its_intervals_by_hand():
+    hits = np.array([1] * 60 + [0] * 40)
+    other = np.array([1] * 50 + [0] * 50)
+    choice = choose.choose([result(SAM, hits), result(SGD, other)])
+    assert choice.setting == SAM
+    assert choice.runner_up == SGD
+    half = 1.96 * np.sqrt(0.6 * 0.4 / 99)
+    np.testing.assert_allclose(choice.interval, [0.6 - half, 0.6 + half], rtol=1e-6)
+    half = 1.96 * np.sqrt(0.1 * 0.9 / 99)
+    np.testing.assert_allclose(choice.lead_interval, [0.1 - half, 0.1 + half], rtol=1e-6)
+    assert choice.sure
+    assert not choose.choose([result(SAM, hits), result(SGD, hits)]).sure
+    alone = choose.choose([result(SAM, hits)])
+    assert alone.runner_up is None
+    assert alone.sure
+
+
+def test_criteria_are_compared_by_their_regret():
+    runs = [
+        result(SGD, [1, 0], clean_accuracy=0.9, canaries=0.1, small_loss=0.5, gap=-0.2),
+        result(SAM, [1, 1], clean_accuracy=0.7, canaries=0.2, small_loss=0.4, gap=np.nan),
+    ]
+    rows = {row.name: row for row in choose.compare_criteria(runs)}
+    assert (rows["held_out"].setting, rows["small_loss"].setting) == (SAM, SGD)
+    assert rows["held_out"].regret == pytest.approx(0.2)
+    assert rows["small_loss"].regret == 0
+    assert rows["held_out"].correlation == pytest.approx(-1)
+    assert rows["gap"].setting == SGD
+
+
+def test_the_split_is_stratified_and_canaries_are_wrong_on_purpose():
+    data = features(rows=300)
+    parts = criteria.split(data, 0.2, 0.1, seed=0)
+    assert np.intersect1d(parts.train, parts.held_out).size == 0
+    assert len(parts.train) + len(parts.held_out) == 300
+    for c in range(3):
+        share = (data.labels[parts.held_out] == c).sum() / (data.labels == c).sum()
+        assert share == pytest.approx(0.2, abs=0.01)
+    changed = np.flatnonzero(parts.labels != data.labels)
+    np.testing.assert_array_equal(changed, parts.canaries)
+    assert len(changed) == round(0.1 * len(parts.train))
+    assert np.isin(parts.canaries, parts.train).all()
+
+
+def test_measures_by_hand():
+    data = features(rows=12, wrong=0.25)
+    labels = data.labels.copy()
+    labels[0] = (labels[0] + 1) % 3
+    parts = criteria.Split(np.arange(8), np.arange(8, 12), np.array([0]), labels)
+    rows = np.arange(8)
+    # It predicts the observed label of every row, whatever the canary says.
+    logits = 10.0 * np.eye(3)[data.labels]
+    measured = criteria.measure(data, parts, rows, logits[rows], logits[8:], None)
+    wrong = data.labels != data.clean_labels
+    assert measured["held_out"] == 1
+    assert measured["canaries"] == 1
+    assert measured["fitted"] == 1
+    assert measured["gap"] == 0
+    assert measured["clean_accuracy"] == (~wrong[8:]).mean()
+    assert measured["memorized"] == 1
+    test = criteria.measure(
+        data, parts, rows, logits[rows], logits[8:], 10.0 * np.eye(3)[data.test_labels]
+    )
+    assert test["clean_accuracy"] == 1
+
+
+def test_separation_is_one_for_two_points_and_low_for_one_heap():
+    assert criteria.separation(np.array([0, 0, 1, 1, 1])) == pytest.approx(1)
+    heap = np.random.default_rng(0).normal(size=10_000)
+    assert criteria.separation(heap) == pytest.approx(2 / np.pi, abs=0.02)
+    assert criteria.separation(np.ones(5)) == 0
+
+
+def test_suspects_are_ranked_by_their_margin():
+    p = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.4, 0.35, 0.25]])
+    found = suspects.rank(np.log(p), np.array([0, 0, 1]))
+    assert found.row.tolist() == [1, 2, 0]
+    assert found.observed.tolist() == [0, 1, 0]
+    assert found.suggested.tolist() == [2, 0, 1]
+    np.testing.assert_allclose(found.confidence, [0.6, 0.4, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(found.margin, [0.5, 0.05, -0.5], rtol=1e-6)
+    lines = suspects.as_csv(found, ("a,b", "=c", "d")).splitlines()
+    assert lines[0] == "row,observed,suggested,confidence,margin"
+    assert lines[1] == '1,"a,b",d,0.600000,0.500000'
+    assert lines[2].startswith("2,'=c,")
+
+
+def test_auroc_is_that_of_scikit_learn():
+    from sklearn.metrics import roc_auc_score
+
+    random = np.random.default_rng(0)
+    scores_ = random.integers(0, 20, 200).astype(float)
+    wrong = random.random(200) < 0.3
+    assert suspects.auroc(scores_, wrong) == pytest.approx(roc_auc_score(wrong, scores_))
+    assert np.isnan(suspects.auroc(scores_, np.zeros(200, bool)))
+    order = np.array([0.9, 0.8, 0.1, 0.7])
+    assert suspects.precision_at(order, np.array([1, 0, 1, 1], bool), 3) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"methods": ("adam",)}, ["--methods: 'adam'", "Choose from sgd"]),
+        ({"methods": ()}, ["--methods: ()", "at least one"]),
+        ({"radii": (0.1, 0.1)}, ["--radii", "once"]),
+        ({"radii": (-1.0,)}, ["--radii: -1.0", "at least 0"]),
+        ({"decays": (np.inf,)}, ["--decays: inf"]),
+        ({"learning_rates": (0.0,)}, ["--learning-rates: 0.0", "positive"]),
+        ({"epochs": 0}, ["--epochs: 0"]),
+        ({"validation_share": 1.0}, ["--validation-share: 1.0"]),
+        ({"canary_share": 0.7}, ["--canary-share: 0.7"]),
+        ({"seed": -1}, ["--seed: -1"]),
+        ({"soft": True, "methods": ("ncsam",)}, ["ncsam", "--soft"]),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, words):
+    with pytest.raises(ValueError) as caught:
+        Config(**settings)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_settings_that_the_data_does_not_allow_are_refused():
+    with pytest.raises(ValueError, match="--soft: True"):
+        Config(soft=True).fitted_to(features())
+    with pytest.raises(ValueError, match=r"Of 20 rows it leaves too few for 3 classes"):
+        Config().fitted_to(features(rows=20))
+    config = Config().fitted_to(features())
+    assert (config.epochs, config.batch_size, config.hidden) == (60, 64, 256)

@@ -1,0 +1,270 @@
+"""The whole program at tiny size: its files, its bits, its resuming, its errors."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from examples.frozen_features import compare_suspects, evidence, fit, model, predict, summary
+from examples.frozen_features.config import Config
+from examples.frozen_features.data import DataError
+from examples.frozen_features.folder import Folder, FolderError
+from examples.frozen_features.studies import METHODS
+from tests.examples.frozen_features.frozen_data import arrays, features
+
+FILES = {"config.json", "results.json", "model.npz", "suspects.csv", "table.md", ".lock", "state"}
+FILES |= {"radius.png", "epochs.png", "confusion.png"}
+
+
+def config(output, **changes):
+    settings = {
+        "methods": ("sgd", "sam"),
+        "heads": ("linear", "mlp"),
+        "radii": (0.1, 0.3),
+        "decays": (1e-3, 1e-2),
+        "epochs": 2,
+        "hidden": 4,
+        "batch_size": 16,
+        "canary_share": 0.1,
+    }
+    return Config(output=output, **settings | changes)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fit") / "run"
+    return folder, fit.fit(config(folder), features())
+
+
+def bits(folder):
+    return {
+        name: (folder / name).read_bytes()
+        for name in ("suspects.csv", "table.md", "model.npz", "confusion.png")
+    } | {"results": {k: v for k, v in _results(folder).items() if k != "config"}}
+
+
+def _results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_every_file_is_written(fitted):
+    folder, outcome = fitted
+    assert {path.name for path in folder.iterdir()} == FILES
+    results = _results(folder)
+    assert results["choice"]["setting"]["method"] in ("sgd", "sam")
+    assert len(results["search"]) == len(outcome.results)
+    assert {row["name"] for row in results["criteria"]} == {
+        "held_out",
+        "canaries",
+        "small_loss",
+        "gap",
+    }
+    assert results["refits"]["chosen"]["suspects"]["auroc"] > 0.5
+    for name in ("radius.png", "epochs.png", "confusion.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_suspects_name_every_row_once_in_the_order_of_the_margin(fitted):
+    folder, _ = fitted
+    with open(folder / "suspects.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(int(row["row"]) for row in rows) == list(range(120))
+    margins = [float(row["margin"]) for row in rows]
+    assert margins == sorted(margins, reverse=True)
+    labels = arrays()["labels"]
+    assert all(int(row["observed"]) == labels[int(row["row"])] for row in rows)
+    assert all(row["observed"] != row["suggested"] for row in rows)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_others(fitted, tmp_path):
+    folder, _ = fitted
+    fit.fit(config(tmp_path / "again"), features(), quiet=True)
+    assert bits(tmp_path / "again") == bits(folder)
+    small = {"heads": ("linear",), "methods": ("sgd",), "decays": (1e-3,)}
+    for seed in (0, 1):
+        fit.fit(config(tmp_path / f"{seed}", seed=seed, **small), features(), quiet=True)
+    first, second = (bits(tmp_path / f"{seed}") for seed in (0, 1))
+    assert first["model.npz"] != second["model.npz"]
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(fitted, tmp_path, monkeypatch):
+    folder, _ = fitted
+    saved, save = [], Folder.save_block
+
+    def save_two(self, name, block):
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        saved.append(name)
+        save(self, name, block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "save_block", save_two)
+        with pytest.raises(KeyboardInterrupt):
+            fit.fit(config(tmp_path / "run"), features(), quiet=True)
+    state = tmp_path / "run" / "state"
+    assert sorted(path.stem for path in state.iterdir()) == sorted(saved)
+    (state / f"{saved[0]}.npz").write_bytes(b"PK half a file")
+    with pytest.raises(FolderError, match="--resume"):
+        fit.fit(config(tmp_path / "run"), features(), quiet=True)
+    with pytest.raises(FolderError, match=r"epochs was 2 .* is 3 now"):
+        fit.fit(config(tmp_path / "run", resume=True, epochs=3), features(), quiet=True)
+    with pytest.raises(FolderError, match="data_sha256"):
+        fit.fit(config(tmp_path / "run", resume=True), features(seed=1), quiet=True)
+    fit.fit(config(tmp_path / "run", resume=True), features(), quiet=True)
+    assert bits(tmp_path / "run") == bits(folder)
+
+
+def test_a_resumed_run_trains_nothing_twice(fitted, monkeypatch):
+    folder, _ = fitted
+    monkeypatch.setattr("examples.frozen_features.train.Trainer.epochs", None)
+    before = bits(folder)
+    fit.fit(config(folder, resume=True), features(), quiet=True)
+    assert bits(folder) == before
+
+
+def test_a_second_process_is_refused(tmp_path):
+    with Folder(tmp_path / "run", {}, resume=False), pytest.raises(FolderError, match="in use"):
+        fit.fit(config(tmp_path / "run", resume=True), features(), quiet=True)
+    with Folder(tmp_path / "run", {}, resume=True):
+        pass  # the lock ends with its owner
+
+
+def test_an_output_that_cannot_be_written_is_told_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("examples.frozen_features.fit.search", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FolderError, match="cannot be written"):
+        fit.fit(config(tmp_path / "file" / "run"), features(), quiet=True)
+
+
+def test_the_table_fits_into_80_columns(fitted, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    fit.report.show(fitted[1], 1.0)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    for word in ("SGD", "SAM", "Chosen", "Runner-up", "Lead", "Criterion canaries", "AUROC"):
+        assert word in printed
+    assert "…" not in printed
+
+
+def test_without_clean_labels_nothing_is_said_of_them(tmp_path, capsys):
+    data = features()._replace(clean_labels=None, test_inputs=None, test_labels=None)
+    fit.fit(config(tmp_path / "run", heads=("linear",), methods=("sgd",)), data)
+    printed = capsys.readouterr().out
+    assert "regret" not in printed
+    assert "AUROC" not in printed
+    assert all(row["memorized"] is None for row in _results(tmp_path / "run")["search"])
+
+
+def test_a_crowd_trains_on_its_shares(tmp_path):
+    answers = np.full((120, 3), -1, np.int8)
+    answers[:, 0] = arrays()["labels"]
+    answers[:60, 1] = arrays()["clean_labels"][:60]
+    np.savez(tmp_path / "crowd.npz", inputs=arrays()["inputs"], labels=answers)
+    small = {"heads": ("linear",), "methods": ("sgd",), "data": tmp_path / "crowd.npz"}
+    hard = fit.fit(config(tmp_path / "hard", **small), quiet=True)
+    soft = fit.fit(config(tmp_path / "soft", soft=True, **small), quiet=True)
+    assert np.abs(hard.chosen.logits - soft.chosen.logits).max() > 1e-3
+
+
+def test_the_model_predicts_what_it_was_trained_to(fitted, tmp_path):
+    folder, outcome = fitted
+    np.savez(tmp_path / "new.npz", inputs=arrays()["inputs"])
+    command = [str(folder / "model.npz"), str(tmp_path / "new.npz"), "--output"]
+    predict.main([*command, str(tmp_path / "p.csv")])
+    with open(tmp_path / "p.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = outcome.chosen.logits.argmax(-1)
+    assert [int(row["class"]) for row in rows] == expected.tolist()
+    predict.main([*command, str(tmp_path / "p.npz")])
+    with np.load(tmp_path / "p.npz") as archive:
+        np.testing.assert_array_equal(archive["probabilities"].argmax(-1), expected)
+        np.testing.assert_allclose(archive["probabilities"].sum(-1), 1, rtol=1e-5)
+
+
+def test_predictions_that_cannot_be_made_are_refused(fitted, tmp_path):
+    head = model.load(fitted[0] / "model.npz")
+    with pytest.raises(DataError, match="4 columns, the model was trained on 5"):
+        head.logits(np.zeros((2, 4), np.float32))
+    with pytest.raises(DataError, match="no such model"):
+        model.load(tmp_path / "none.npz")
+    (tmp_path / "bad.npz").write_bytes((fitted[0] / "model.npz").read_bytes()[:200])
+    with pytest.raises(DataError, match="damaged or no model"):
+        model.load(tmp_path / "bad.npz")
+    np.savez(tmp_path / "data.npz", inputs=arrays()["inputs"])
+    with pytest.raises(SystemExit, match=r"--output: .*p\.txt"):
+        predict.main(
+            [str(fitted[0] / "model.npz"), str(tmp_path / "data.npz"), "--output", "p.txt"]
+        )
+
+
+def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="no such file"):
+        fit.main([str(tmp_path / "none.npz")])
+    with pytest.raises(SystemExit):
+        fit.main(["--radii", "-1"])
+    assert "--radii: -1.0 is not valid. It is at least 0" in capsys.readouterr().err
+
+
+def test_suspects_are_compared(monkeypatch, capsys):
+    few = compare_suspects.settings(0.3, 0.01)
+    few = {name: few[name] for name in list(few)[-2:]}
+    monkeypatch.setattr(compare_suspects, "settings", lambda rho, decay: few)
+    command = compare_suspects.Command(epochs=2, cleanlab=False)
+    rows = compare_suspects.compare(command, features())
+    assert len(rows) == 4
+    assert all(0 <= row["auroc"] <= 1 and row["seconds"] > 0 for row in rows)
+    monkeypatch.setenv("COLUMNS", "80")
+    compare_suspects.show(rows)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    with pytest.raises(DataError, match="clean_labels are missing"):
+        compare_suspects.compare(command, features()._replace(clean_labels=None))
+    with pytest.raises(DataError, match="nothing to find"):
+        compare_suspects.compare(command, features(wrong=0.0))
+
+
+def test_the_evidence_goes_on_and_is_summed_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evidence.digits, "load", features)
+    command = evidence.Command(tmp_path, epochs=1, contenders=("SGD", "SAM", "early stopping"))
+    evidence.run(command)
+    rows = evidence.read_runs(tmp_path / "runs.jsonl")
+    # Early stopping shares SGD's trials and adds four seeds of its choice.
+    assert len(rows) == 2 * (12 + 5) + 4
+    assert len({row["id"] for row in rows}) == len(rows)
+
+    cut = (tmp_path / "runs.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "runs.jsonl").write_text("".join(cut[:20]) + cut[20][:30])
+    evidence.run(command)
+    again = evidence.read_runs(tmp_path / "runs.jsonl")
+
+    def numbers(rows):
+        return sorted((row["id"], row["test"], row["memorized"], row["auroc"]) for row in rows)
+
+    assert numbers(again) == numbers(rows)
+    by_name = {cells[0]: cells for cells in summary.table(rows, "digits")}
+    assert set(by_name) == {"SGD", "SAM", "early stopping"}
+    assert by_name["SGD"][3] == "-"
+    own = [row for row in rows if row["contender"] == "SGD"]
+    assert [cells[0] for cells in summary.table(own, "digits")] == ["SGD"]
+    sgd = summary.finals(rows, "digits", METHODS[0])
+    assert sorted(sgd) == [0, 1, 2, 3, 4]
+    assert {row["rows"] for row in sgd.values()} == {120}
+    assert f"{100 * np.mean([row['test'] for row in sgd.values()]):.2f}" in by_name["SGD"][2]
+    summary.show(rows)
+    assert "early" in capsys.readouterr().out
+    with pytest.raises(DataError, match="--contenders: 'X'"):
+        evidence.run(evidence.Command(tmp_path, contenders=("X",)))
+
+
+def test_paired_intervals_by_hand():
+    mean, half = summary.paired(np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 0.0]))
+    assert mean == pytest.approx(5 / 3)
+    assert half == pytest.approx(4.3027 * np.std([1, 1, 3], ddof=1) / 3**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("program", [fit, predict, compare_suspects, evidence])
+def test_every_command_has_a_help(program, capsys):
+    with pytest.raises(SystemExit) as caught:
+        program.main(["--help"])
+    assert caught.value.code == 0
+    assert "--output" in capsys.readouterr().out
