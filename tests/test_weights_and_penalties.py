@@ -316,9 +316,7 @@ def test_half_precision_mixes_no_dtypes_by_itself(name, options):
     options = dict(options)
     tx = METHODS[name](RHO, group_size=options.pop("group_size", None))
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), mlp_parameters())
-    half = Objective(
-        apply_mlp, inputs.astype(jnp.bfloat16), labels, weights=weights, **options
-    )
+    half = Objective(apply_mlp, inputs.astype(jnp.bfloat16), labels, weights=weights, **options)
     actual, _ = tx.update(jax.grad(half)(params), tx.init(params), params, loss_fn=half)
     chex.assert_trees_all_equal_dtypes(actual, params)
     expected, _ = direction_of(METHODS[name](RHO), inputs, labels, weights)

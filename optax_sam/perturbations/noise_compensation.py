@@ -129,11 +129,6 @@ def add_noise_compensation(
                 "add_noise_compensation takes a gradient at the parameters, but params is None: "
                 "call update(perturbation, state, params, loss_fn=objective)."
             )
-        check_all_parameters(
-            params,
-            "add_noise_compensation",
-            "Chain it behind them, or pass mask= to the method.",
-        )
         check_like("updates", updates, params, of="params", remedy="Pass a perturbation of params.")
         if logits is not None:
             check_logits(objective, params, logits)
@@ -151,11 +146,9 @@ def add_noise_compensation(
         if start_step:
             has_started = state.count >= start_step
             branch = inside_control_flow(compensate)
-            with note_where_flattened(params):
-                compensated = jax.lax.cond(has_started, branch, lambda: updates)
+            compensated = jax.lax.cond(has_started, branch, lambda: updates)
         else:
-            with note_where_flattened(params):
-                compensated = compensate()
+            compensated = compensate()
         count = optax.safe_increment(state.count)
         return compensated, NoiseCompensationState(count, strength_state)
 
