@@ -87,7 +87,7 @@ def shares(weights: jax.Array | None, count: int) -> jax.Array:
     if weights is None:
         return jnp.full((count,), 1 / count)
     # float64 in its mode, whatever the weights are: the results of a float64 network are exact to it.
-    dtype = jnp.promote_types(jnp.result_type(float), jnp.result_type(weights))
+    dtype = jnp.result_type(float)
     totals = jnp.sum(weights.astype(dtype), axis=tuple(range(1, weights.ndim)))
     total = jnp.sum(totals)
     return jnp.where(total == 0, 1 / count, totals / jnp.where(total == 0, 1, total))

@@ -335,12 +335,6 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
             "drops them, as optax.contrib.galore does to its base_optimizer: put the method in "
             "front of it in optax.chain."
         )
-    if isinstance(params, optax.LookaheadParams):
-        raise TypeError(
-            "params is optax.LookaheadParams, which holds two sets of parameters, and the loss needs "
-            "one. Update the method by itself with params.fast, and pass its direction to "
-            "optax.lookahead(optimizer, ...).update."
-        )
     leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
         raise TypeError(

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from optax_sam import _tree
 from optax_sam._checks import check_like, is_array_of
@@ -11,6 +12,12 @@ from optax_sam._checks import check_like, is_array_of
 
 def as_gradients(name: str, gradients: Any, params: Any) -> Any:
     """The gradients, with zeros for the leaves that have none; raises unless they are like params."""
+    if isinstance(params, optax.LookaheadParams):
+        raise TypeError(
+            "params is optax.LookaheadParams, which holds two sets of parameters, and the loss needs "
+            "one. Update the method by itself with params.fast, and pass its direction to "
+            "optax.lookahead(optimizer, ...).update."
+        )
     remedy = (
         "Per-example gradients (as differentially private training takes them) must be averaged "
         "first: a method needs one gradient of the whole batch."

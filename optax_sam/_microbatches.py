@@ -144,7 +144,7 @@ def _over_microbatches(of_part: Any, params: Any, objective: "Objective") -> tup
     means = _AuxiliaryOutput(objective, params, aux, first)
 
     def wide_zeros(leaf: Any) -> jax.Array:
-        return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+        return jnp.zeros(leaf.shape, _tree.accumulation_dtype(leaf))
 
     def step(totals: Any, part: Any) -> tuple[Any, Any]:
         examples, share = part

@@ -46,7 +46,7 @@ def mean_over_groups(
         def average(x: jax.Array) -> jax.Array:
             if not _tree.is_floating(x):
                 return x[0]
-            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            wide = x.astype(_tree.accumulation_dtype(x))
             return jnp.tensordot(shares.astype(wide.dtype), wide, 1)
 
         return jax.tree.map(average, results)

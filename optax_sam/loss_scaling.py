@@ -104,7 +104,7 @@ def _backward(factor: jax.Array, cotangents: chex.ArrayTree) -> tuple[chex.Array
             cotangent
         ):
             return cotangent
-        wide = jnp.promote_types(cotangent.dtype, factor.dtype)
+        wide = _tree.accumulation_dtype(cotangent)
         return (cotangent.astype(wide) * factor.astype(wide)).astype(cotangent.dtype)
 
     return jax.tree.map(one, cotangents), jnp.zeros_like(factor)

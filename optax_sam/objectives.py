@@ -161,15 +161,14 @@ class Objective:
 
     @property
     def total_weight(self) -> jax.Array:
-        r""":math:`\sum_i v_i`, a scalar in at least JAX's default float dtype; B without weights.
+        r""":math:`\sum_i v_i`, a scalar in JAX's default float dtype; B without weights.
 
         What a batch counts beside others: the mean loss over several devices is the sum of
         ``total_weight * loss`` over the sum of ``total_weight``.
         """
         if self.weights is None:
             return jnp.asarray(self.batch_size, float)
-        dtype = jnp.promote_types(jnp.result_type(float), jnp.result_type(self.weights))
-        return jnp.sum(jnp.asarray(self.weights).astype(dtype))
+        return jnp.sum(jnp.asarray(self.weights).astype(float))
 
     def __call__(self, params: chex.ArrayTree) -> Any:
         """The loss at ``params``, or ``(loss, aux)`` with ``has_aux``."""

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from optax_sam import _tree
 from optax_sam._checks import is_array_of, kinds
 from optax_sam._hyperparameters import check_number
 
@@ -63,7 +64,7 @@ def last_layer_penalty(
         )
 
     def sum_of_squares(array: jax.Array) -> jax.Array:
-        wide = array.astype(jnp.promote_types(array.dtype, jnp.float32))
+        wide = array.astype(_tree.accumulation_dtype(array))
         return jnp.sum(jnp.square(wide))
 
     mean_square = sum_of_squares(activations) / activations.shape[0]

@@ -95,7 +95,7 @@ class TestInSteps:
         with pytest.raises(TypeError, match=r"perturbation must be an optax\.Grad.*got 0\.05"):
             optax_sam.in_steps(0.05, 2)
         stage = optax_sam.in_steps(optax_sam.normalized(RHO), 2)
-        with pytest.raises(ValueError, match=r"in_steps\(\.\.\.\) needs the loss"):
+        with pytest.raises(ValueError, match=r"in_steps\(\.\.\.\) .*loss_fn is None: call"):
             stage.update(START, stage.init(START), START)
         with pytest.raises(TypeError, match=r"perturbation is a stage.*given a whole method"):
             optax_sam.in_steps(optax_sam.sam(RHO), 2).init(START)
@@ -223,11 +223,9 @@ class TestCleanGrads:
 
     def test_refusals(self):
         tx = optax_sam.sam(RHO)
-        with pytest.raises(
-            ValueError, match="clean_grads must be gradients with the tree structure"
-        ):
+        with pytest.raises(ValueError, match="clean_grads must have the tree structure of params"):
             update(tx, clean_grads={"w": START})
-        with pytest.raises(ValueError, match=r"clean_grads must have the shapes of params.*\(2,\)"):
+        with pytest.raises(ValueError, match=r"clean_grads must have the shape.*got \(2,\)"):
             update(tx, clean_grads=jnp.ones(2))
 
 
@@ -401,7 +399,7 @@ class TestSometimes:
 
     @pytest.mark.parametrize("value", [1.0, jnp.ones(2, bool), 1], ids=repr)
     def test_a_condition_returns_one_bool(self, value):
-        with pytest.raises(TypeError, match=r"when must return one bool, got shape.*jnp\.any"):
+        with pytest.raises(TypeError, match=r"when.* must return one bool, got .*jnp\.any"):
             update(optax_sam.sam(RHO, when=lambda g, p: value))
 
 

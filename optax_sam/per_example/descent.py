@@ -167,7 +167,8 @@ def perturbed_logits(
                 factored[index] = (leaf.site, captured[index], cotangents[index], factors[index])
                 arguments.append(ParameterValue(array, leaf=index))
             elif leaf.is_perturbed:
-                perturbed = array + (factors[index] * gradients[index]).astype(array.dtype)
+                epsilon = factors[index] * gradients[index].astype(factors[index].dtype)
+                perturbed = array + epsilon.astype(array.dtype)
                 value = ParameterValue(array, perturbed, leaf=index)
                 # Without following it, the program has to take the sum as it is.
                 arguments.append(perturbed if plan.failure else value)

@@ -202,7 +202,7 @@ def choose_examples(logits: jax.Array, flip_ratio: float, key: jax.Array | None)
             f"NCSAM flips labels between classes, but the logits of shape {logits.shape} have "
             f"{logits.shape[-1]}. Return one logit per class, also for two classes."
         )
-    largest, _ = jax.lax.top_k(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), 2)
+    largest, _ = jax.lax.top_k(logits.astype(_tree.accumulation_dtype(logits)), 2)
     gaps = largest[:, 0] - largest[:, 1]
     if key is None:
         return jnp.argsort(gaps, stable=True)[:count]

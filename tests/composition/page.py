@@ -62,7 +62,7 @@ only the first two were run.
 The incoming gradient is also the g that SANER, GSAM, WSAM and LookSAM compare g' with. Where something
 before them changes it, and that is not meant, pass the clean gradient as `clean_grads=` to `update`.
 `multi_transform` is another name of `partition`.
-"""
+"""  # noqa: E501
 
 
 def cells(methods: Iterable[str], names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
