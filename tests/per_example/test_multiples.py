@@ -53,15 +53,8 @@ FAST = {
     "partition that freezes": lambda: optax.partition(
         {"bias": optax.set_to_zero(), "kernels": normalized(0.3)}, labels
     ),
-    "masked": lambda: optax.masked(normalized(0.3), is_kernel),
     "frozen": lambda: optax.chain(
         normalized(0.3), optax.freeze({"first": True, "bias": False, "head": False})
-    ),
-    "on some steps": lambda: optax.conditionally_transform(
-        normalized(0.3), lambda step: step % 2 == 0
-    ),
-    "on some steps, else nothing": lambda: optax.conditionally_mask(
-        normalized(0.3), lambda step: step % 2 == 0
     ),
     "zero": lambda: optax.set_to_zero(),
     "weights of a sum": lambda: optax.chain(optax.scale(0.5), normalized(jnp.float32(0.1))),
