@@ -58,6 +58,7 @@ from optax_sam.sharpness_aware import (
 )
 from optax_sam.wrappers import (
     GradientNormState,
+    OnFirstState,
     When,
     along_previous,
     gradient_norm_is_large,
@@ -104,6 +105,7 @@ __all__ = [
     # Wrappers: how ε is climbed, and when there is a second gradient
     "AlongPreviousState",
     "GradientNormState",
+    "OnFirstState",
     "SometimesState",
     "When",
     "along_previous",

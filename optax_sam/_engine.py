@@ -283,7 +283,7 @@ class Engine:
         _axes.check_averaged(loss, step.local_params, self.axis_name)
         metrics = SharpnessAwareMetrics(
             perturbed_loss=loss.astype(_tree.accumulation_dtype(step.params)),
-            gradient_norm=_tree.norm(gradients),
+            gradient_norm=_climbed_norm(perturbation_state, gradients),
             perturbation_norm=_tree.norm(epsilon),
         )
         return Ascent(step.clean_grads, perturbed_grads, perturbation_state, metrics)
@@ -313,6 +313,17 @@ ONE_GROUP = "the batch is one group"
 _THIRD_STAGE = "The third stage returns one direction for every perturbed gradient."
 _FASTER_BY_ITSELF = "groups of this size are faster differentiated by themselves"
 _KNOWN_ARGUMENTS = ("loss_fn", "logits", "clean_grads")
+
+
+def _climbed_norm(state: Any, gradients: Any) -> jax.Array:
+    """The norm of the gradient that was climbed, which may be a part of the batch's.
+
+    The state of :func:`optax_sam.on_first` knows it. Reading the incoming gradient there would keep
+    ``jit`` from removing its computation.
+    """
+    for _, norm in optax.tree.get_all_with_path(state, "climbed_norm"):
+        return norm  # type: ignore[no-any-return]
+    return _tree.norm(gradients)
 
 
 def _mean_of_state(state: Any, axis_name: _axes.AxisName, share: jax.Array | None) -> Any:

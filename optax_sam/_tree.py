@@ -6,7 +6,7 @@ Only inexact (floating) leaves take part: integer leaves, ``float0`` gradients a
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
@@ -61,51 +61,37 @@ def norm(tree: chex.ArrayTree) -> jax.Array:
     return length
 
 
-@jax.custom_jvp
 @jax.jit  # so that a tree is traced once however often its norm is taken
 def _norm(leaves: list[jax.Array]) -> jax.Array:
-    from optax_sam import _axes  # which needs this module
-
     dtype = accumulation_dtype(leaves)
     limits = np.finfo(dtype)
+    squared = _sum_of_squares(jnp.ones([], dtype), leaves)
     # Above the lower bound, squares too small for the dtype are less than the sum's rounding error.
     lower_bound = max(size(leaves), 1) * float(limits.tiny) / float(limits.eps)
+    is_exact = (squared >= lower_bound) & (squared <= limits.max)
     large = 2.0 ** (limits.maxexp // 2)
-
-    def sum_of_squares(carry: _Pass) -> _Pass:
-        factor = carry.factor
-        squares = [jnp.sum(jnp.square(leaf.astype(dtype) * factor)) for leaf in leaves]
-        squared = sum(squares, jnp.zeros([], dtype))
-        is_exact = (squared >= lower_bound) & (squared <= limits.max)
-        other = jnp.where(squared < 1, large, 1 / large).astype(dtype)
-        is_last = is_exact | (factor != 1)
-        return _Pass(squared, jnp.where(is_last, factor, other), is_last)
-
-    # One pass, and another one where the squares left the dtype's range: a loop, because a branch
-    # of its own for the second pass would have to be compiled too, for every leaf.
-    start = _Pass(jnp.zeros([], dtype), jnp.ones([], dtype), jnp.zeros([], bool))
-    end = jax.lax.while_loop(
-        lambda carry: ~carry.is_last, sum_of_squares, _axes.to_varying_like(start, leaves)
-    )
-    length: jax.Array = jnp.sqrt(end.squared) / end.factor
-    return length
+    factor = jnp.where(squared < 1, large, 1 / large).astype(dtype)
+    factor = jnp.where(is_exact, 1, factor)
+    # A second pass over all leaves, taken only where the first one left the dtype's range.
+    squared = jax.lax.cond(is_exact, _keep, _recompute, squared, factor, leaves)
+    is_zero = squared == 0
+    # The inner `where` keeps the infinite slope of the square root at 0 out of the derivative.
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squared))) / factor
 
 
-class _Pass(NamedTuple):
-    """What a pass over all leaves gives: the squares of the leaves times the factor, summed."""
-
-    squared: jax.Array
-    factor: jax.Array
-    is_last: jax.Array
+def _sum_of_squares(factor: jax.Array, leaves: list[jax.Array]) -> jax.Array:
+    squares = [jnp.sum(jnp.square(leaf.astype(factor.dtype) * factor)) for leaf in leaves]
+    return sum(squares, jnp.zeros([], factor.dtype))
 
 
-@_norm.defjvp
-def _norm_jvp(
-    primals: tuple[list[jax.Array]], tangents: tuple[list[jax.Array]]
-) -> tuple[jax.Array, jax.Array]:
-    (leaves,), (directions,) = primals, tangents
-    length = _norm(leaves)
-    return length, dot(directions, leaves, divide_or_zero(jnp.ones_like(length), length))
+def _keep(squared: jax.Array, factor: jax.Array, leaves: list[jax.Array]) -> jax.Array:
+    del factor, leaves
+    return squared
+
+
+def _recompute(squared: jax.Array, factor: jax.Array, leaves: list[jax.Array]) -> jax.Array:
+    del squared
+    return _sum_of_squares(factor, leaves)
 
 
 def divide_or_zero(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

@@ -87,6 +87,18 @@ def in_steps(
     return optax.GradientTransformationExtraArgs(stage.init, update)
 
 
+class OnFirstState(NamedTuple):
+    """State of :func:`on_first`.
+
+    Attributes:
+      perturbation: the state of the inner stage.
+      climbed_norm: scalar, the norm of the gradient that was climbed at the last step.
+    """
+
+    perturbation: optax.OptState
+    climbed_norm: jax.Array
+
+
 def on_first(
     perturbation: optax.GradientTransformation, fraction: float
 ) -> optax.GradientTransformationExtraArgs:
@@ -123,13 +135,13 @@ def on_first(
 
     def update(
         updates: optax.Updates,
-        state: optax.OptState,
+        state: OnFirstState,
         params: optax.Params | None = None,
         *,
         loss_fn: Callable[..., Any] | None = None,
         logits: chex.ArrayTree | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
+    ) -> tuple[optax.Updates, OnFirstState]:
         objective = require_objective(loss_fn, "ascent on a part of the batch (ascent_fraction)")
         if params is None:
             raise ValueError(
@@ -141,12 +153,15 @@ def on_first(
         part = objective.subset(slice(0, count))
         _, gradients = value_and_gradients(part, params)
         first = jax.tree.map(lambda leaf: leaf[:count], logits)
-        epsilon, new_state = stage.update(
-            gradients, state, params, loss_fn=part, logits=first, **extra_args
+        epsilon, inner_state = stage.update(
+            gradients, state.perturbation, params, loss_fn=part, logits=first, **extra_args
         )
-        return epsilon, new_state
+        return epsilon, OnFirstState(inner_state, _tree.norm(gradients))
 
-    return optax.GradientTransformationExtraArgs(stage.init, update)
+    def init(params: optax.Params) -> OnFirstState:
+        return OnFirstState(stage.init(params), jnp.zeros([], _tree.accumulation_dtype(params)))
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def check_ascent_fraction(name: str, fraction: Any) -> None:
