@@ -9,9 +9,9 @@ import pytest
 
 from tests.composition import inventory
 from tests.composition.by_hand import METHODS, RHO, ByHand, descend, distance, flat, steps
-from tests.composition.cells import evaluate, is_slow
+from tests.composition.cells import is_slow
 from tests.composition.inventory import ROWS, SCHEDULES
-from tests.composition.page import PAGE, TABLES, cells, check, columns, tables, text_of
+from tests.composition.page import TABLES, cells, check, columns, text_of
 from tests.composition.verdicts import BACKWARDS, NOTES, verdict
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -126,21 +126,6 @@ def test_what_the_page_says_to_write_for_lookahead():
         expected.append(descend(hand.direction(step)))
     expected[1] = jax.tree.map(lambda leaf: 0.5 * leaf, expected[1])  # synchronized at half way
     assert distance(actual, expected) < 1e-12
-
-
-def test_the_committed_page_is_that_of_these_cells():
-    assert PAGE.read_text(encoding="utf-8").endswith(tables())
-
-
-def test_the_committed_page_says_what_a_run_gives():
-    """Read from the page, not from what is expected."""
-    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text(encoding="utf-8").split("\n")]
-    written = {row[0].strip("`"): row[1:] for row in rows if row[0].startswith("`")}
-    for name in ("clip", "masked (some leaves)", "flatten", "add_noise"):
-        for position, text in zip(columns(name), written[name], strict=True):
-            result = evaluate(name, position, "sam")
-            word = "refused" if result.error else "right"
-            assert text.split(" ")[0] == word, (name, position)
 
 
 def test_every_cell_has_a_word_and_every_note_is_used():
