@@ -290,8 +290,8 @@ def test_the_command_line(tmp_path):
 
 @pytest.mark.slow
 def test_the_orderings_of_the_readme_show():
-    """SANER > SAM > SGD, J-SAM near SAM, L-SAM near SGD, for a seed of its table and a fresh one."""
-    config = Config(seeds=(0, 100))
+    """SANER > SAM > SGD, J-SAM near SAM, L-SAM near SGD, for a seed that chose nothing."""
+    config = Config(seeds=(100,))
     data = load_digits(config.noise, config.noise_rate, config.seeds)
     last = {epoch.method: epoch.measures for epoch in compare(config, data)}
     test = {method: measures["test_accuracy"] for method, measures in last.items()}
