@@ -69,8 +69,10 @@ def _norm(leaves: list[jax.Array]) -> jax.Array:
     # Above the lower bound, squares too small for the dtype are less than the sum's rounding error.
     lower_bound = max(size(leaves), 1) * float(limits.tiny) / float(limits.eps)
     is_exact = (squared >= lower_bound) & (squared <= limits.max)
+    # Half of the root of the largest number: XLA may take the factor out of the sum, squared, and an
+    # infinite square times a sum of zeros would be NaN.
     large = 2.0 ** (limits.maxexp // 2)
-    factor = jnp.where(squared < 1, large, 1 / large).astype(dtype)
+    factor = jnp.where(squared < 1, large / 2, 1 / large).astype(dtype)
     factor = jnp.where(is_exact, 1, factor)
     # A second pass over all leaves, taken only where the first one left the dtype's range.
     squared = jax.lax.cond(is_exact, _keep, _recompute, squared, factor, leaves)

@@ -30,8 +30,9 @@ def sharpness_aware(
        d = \mathrm{combination}(g', g)
 
     The incoming updates are g, the clean gradient: what stands before this transformation in an
-    ``optax.chain`` shapes the ascent only. What stands after it (clipping, weight decay, momentum,
-    learning rate) acts on d. The parameters are never written, and auxiliary output of the perturbed
+    ``optax.chain`` changes the gradient that is climbed, and that a combination compares with (unless
+    ``clean_grads`` is passed). What stands after it (clipping, weight decay, momentum, learning rate)
+    acts on d. The parameters are never written, and auxiliary output of the perturbed
     pass is discarded: batch statistics and the reported loss come from the caller's own pass at w.
 
     Args:

@@ -189,3 +189,13 @@ def test_zeros_are_fresh_buffers():
     assert (
         _tree.zeros_like({"a": zeros})["a"].unsafe_buffer_pointer() != zeros.unsafe_buffer_pointer()
     )
+
+
+def test_the_norm_of_constant_zeros_is_zero_under_vmap(x64):
+    """XLA folds the second pass there: the square of its factor must be finite."""
+    rows = jnp.ones((4, 3))
+
+    def of_nothing(row):
+        return _tree.norm(jax.lax.cond(jnp.int32(1) == 0, lambda: row, lambda: 0 * jnp.zeros(3)))
+
+    np.testing.assert_array_equal(jax.jit(jax.vmap(of_nothing))(rows), np.zeros(4))

@@ -61,6 +61,9 @@ FAST = {
         normalized(0.3),
         optax.conditionally_transform(optax.scale(0.5), lambda step: step % 2 == 0),
     ),
+    "on some steps, else nothing": lambda: optax.conditionally_mask(
+        normalized(0.3), lambda step: step % 2 == 0
+    ),
     "zero": lambda: optax.set_to_zero(),
     "weights of a sum": lambda: optax.chain(optax.scale(0.5), normalized(jnp.float32(0.1))),
 }
