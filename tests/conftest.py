@@ -51,3 +51,14 @@ def strict_promotion():
     """
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """Frees them after every module: each holds memory maps, of which Linux grants a process 65,530.
+
+    A process that runs half of the suite would need more, and die of it. What a later module compiles
+    again is read from the folder of compiled programs.
+    """
+    yield
+    jax.clear_caches()

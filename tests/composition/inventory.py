@@ -145,8 +145,17 @@ TRANSFORMATIONS = {
     **_plain("contrib.normalize", "contrib.scale_by_acprop", "contrib.scale_by_ademamix"),
     **_plain("contrib.scale_by_adopt", "contrib.scale_by_cocob"),
     **_plain("contrib.scale_by_simplified_ademamix"),
+    # Without dimension numbers it takes the parameters for one matrix.
     "contrib.scale_by_muon": Row(
-        "transformation", lambda: optax.masked(optax.contrib.scale_by_muon(), SOME_LEAVES)
+        "transformation",
+        lambda: optax.masked(
+            optax.contrib.scale_by_muon(
+                weight_dimension_numbers=lambda updates: jax.tree.map(
+                    lambda _: optax.contrib.MuonDimensionNumbers(), updates
+                )
+            ),
+            SOME_LEAVES,
+        ),
     ),
     "contrib.scale_by_galore": Row("transformation", lambda: optax.contrib.scale_by_galore(rank=1)),
     "contrib.scale_by_madgrad": Row("transformation", lambda: optax.contrib.scale_by_madgrad(0.1)),

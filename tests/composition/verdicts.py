@@ -93,7 +93,7 @@ NOTES: dict[str, Note] = {
         "made a vector of them",
     ),
     "flatten combination": Note(
-        "It flattens the direction and not `clean_grads`. Leave it out.", "but their trees differ"
+        "It flattens the direction and not `clean_grads`. Leave it out.", "changes the updates only"
     ),
     "lookahead": Note(
         "Its parameters are two sets. Call the method by itself, then it: `direction, "
