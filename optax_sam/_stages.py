@@ -1,5 +1,6 @@
 """The states of methods and their wrappers, and what can stand in the place of a stage or a method."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -64,6 +65,27 @@ class SometimesState(NamedTuple):
     method: optax.OptState
     otherwise: optax.OptState
     when: optax.OptState
+
+
+class KnownLength(optax.GradientTransformation):  # type: ignore[misc]  # optax has no types
+    """A first stage whose ε has a length that follows from the gradient's, without another pass.
+
+    Attributes:
+      length: from the stage's state and the norm of its updates to ‖ε‖.
+    """
+
+    length: Callable[[optax.OptState, jax.Array], jax.Array]
+
+    def __new__(
+        cls,
+        init: optax.TransformInitFn,
+        update: optax.TransformUpdateFn,
+        length: Callable[[optax.OptState, jax.Array], jax.Array],
+    ) -> "KnownLength":
+        """Only this stage itself: whatever is chained or wrapped around it may change ε."""
+        self: KnownLength = super().__new__(cls, init, update)
+        self.length = length
+        return self
 
 
 def as_stage(name: str, stage: Any) -> optax.GradientTransformationExtraArgs:

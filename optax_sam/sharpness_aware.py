@@ -7,7 +7,7 @@ from optax_sam._axes import AxisName
 from optax_sam._checks import check_callable
 from optax_sam._engine import Engine
 from optax_sam._masks import MaskOrFunction
-from optax_sam._stages import SharpnessAwareMetrics, SharpnessAwareState, as_stage
+from optax_sam._stages import KnownLength, SharpnessAwareMetrics, SharpnessAwareState, as_stage
 from optax_sam.evaluations import Evaluation, full_gradient
 
 __all__ = ["SharpnessAwareMetrics", "SharpnessAwareState", "get_metrics", "sharpness_aware"]
@@ -88,6 +88,7 @@ def sharpness_aware(
     """
     engine = Engine(
         perturbation=as_stage("perturbation", perturbation),
+        length=perturbation.length if isinstance(perturbation, KnownLength) else None,
         evaluation=check_callable("evaluation", evaluation, "Pass e.g. optax_sam.full_gradient."),
         combination=None if combination is None else as_stage("combination", combination),
         mask=mask,

@@ -1,9 +1,12 @@
 """The perturbation of SAM."""
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from optax_sam import _norms, _tree
 from optax_sam._hyperparameters import Hyperparameter
+from optax_sam._stages import KnownLength
 
 
 def normalized(rho: optax.ScalarOrSchedule) -> optax.GradientTransformation:
@@ -49,4 +52,8 @@ def normalized(rho: optax.ScalarOrSchedule) -> optax.GradientTransformation:
         rho, state = radius.read(state, length.dtype)
         return _tree.scale(updates, _tree.divide_or_zero(rho, length)), state
 
-    return optax.GradientTransformation(init, update)
+    def length(state: optax.OptState, gradient_norm: jax.Array) -> jax.Array:
+        rho, _ = radius.read(state, gradient_norm.dtype)
+        return jnp.abs(rho) * _tree.divide_or_zero(gradient_norm, gradient_norm)
+
+    return KnownLength(init, update, length)
