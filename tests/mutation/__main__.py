@@ -35,7 +35,7 @@ AREAS: dict[str, tuple[list[str], list[str]]] = {
     "perturbations": (
         ["perturbations/adaptive.py", "perturbations/moving_averages.py",
          "perturbations/noise_compensation.py", "perturbations/normalized.py",
-         "perturbations/projection.py", "_tree.py"],
+         "perturbations/projection.py", "_tree.py", "_norms.py"],
         ["tests/test_perturbations.py", "tests/test_tree.py", "tests/test_references.py"],
     ),
     "combinations": (
