@@ -57,8 +57,12 @@ def check_independence(
       ``"proved"``, or why it could not be proved.
 
     Raises:
+      TypeError: if it is no objective.
       ValueError: with the operation that mixes the examples, its source line, and the remedy.
     """
+    from optax_sam.objectives import require_objective  # which needs this module for microbatches
+
+    objective = require_objective(objective, "check_independence")
     if objective.batch_size < 2:
         return "proved"  # there is nothing to mix
 

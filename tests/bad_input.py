@@ -22,7 +22,7 @@ import optax_sam
 import optax_sam.equinox
 import optax_sam.linen
 import optax_sam.nnx
-from optax_sam import Objective, diagnostics, label_noise, per_example
+from optax_sam import Objective, diagnostics, independence, label_noise, per_example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1247,6 +1247,10 @@ ROWS["explain"] = [
     Row("group_size does not divide",
         lambda: EXPLAIN(optax_sam.sam(group_size=4), objective(), PARAMS), ValueError,
         "group_size", "4 must divide the batch of 6", "such as 3"),
+]  # fmt: skip
+ROWS["check_independence"] = [
+    Row("a plain loss", lambda: independence.check_independence(loss_fn, PARAMS), TypeError,
+        "loss_fn", "function loss_fn", "optax_sam.Objective(apply_fn, inputs, labels)"),
 ]  # fmt: skip
 
 # --------------------------------------------------------------------------------- frameworks
