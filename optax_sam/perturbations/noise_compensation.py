@@ -19,6 +19,7 @@ from optax_sam._checks import (
     kinds,
 )
 from optax_sam._hyperparameters import Hyperparameter, check_integer, check_number
+from optax_sam._loss_checks import evaluating_the_loss
 from optax_sam.convolutions import inside_control_flow
 from optax_sam.evaluations import check_logits, value_and_gradients
 from optax_sam.objectives import Objective, require_objective
@@ -129,26 +130,29 @@ def add_noise_compensation(
                 "add_noise_compensation takes a gradient at the parameters, but params is None: "
                 "call update(perturbation, state, params, loss_fn=objective)."
             )
-        check_like("updates", updates, params, of="params", remedy="Pass a perturbation of params.")
-        if logits is not None:
-            check_logits(objective, params, logits)
-        key = jax.random.fold_in(jax.random.key(seed), state.count)
-        dtype = _tree.accumulation_dtype(updates)
-        s, strength_state = amount.read(state.strength, dtype)
+        with evaluating_the_loss("add_noise_compensation", params):
+            check_like(
+                "updates", updates, params, of="params", remedy="Pass a perturbation of params."
+            )
+            if logits is not None:
+                check_logits(objective, params, logits)
+            key = jax.random.fold_in(jax.random.key(seed), state.count)
+            dtype = _tree.accumulation_dtype(updates)
+            s, strength_state = amount.read(state.strength, dtype)
 
-        def compensate() -> optax.Updates:
-            at_w = objective.logits(params) if logits is None else logits
-            flipped = _with_flipped_labels(objective, at_w, label_of)
-            chosen = choose_examples(at_w, flip_ratio, None if deterministic else key)
-            _, gradient = value_and_gradients(flipped.subset(chosen), params)
-            return _tree.linear(jnp.ones([], dtype), updates, s, gradient)
+            def compensate() -> optax.Updates:
+                at_w = objective.logits(params) if logits is None else logits
+                flipped = _with_flipped_labels(objective, at_w, label_of)
+                chosen = choose_examples(at_w, flip_ratio, None if deterministic else key)
+                _, gradient = value_and_gradients(flipped.subset(chosen), params)
+                return _tree.linear(jnp.ones([], dtype), updates, s, gradient)
 
-        if start_step:
-            has_started = state.count >= start_step
-            branch = inside_control_flow(compensate)
-            compensated = jax.lax.cond(has_started, branch, lambda: updates)
-        else:
-            compensated = compensate()
+            if start_step:
+                has_started = state.count >= start_step
+                branch = inside_control_flow(compensate)
+                compensated = jax.lax.cond(has_started, branch, lambda: updates)
+            else:
+                compensated = compensate()
         count = optax.safe_increment(state.count)
         return compensated, NoiseCompensationState(count, strength_state)
 
