@@ -84,6 +84,16 @@ def check_all_parameters(params: Any, owner: str, remedy: str) -> None:
         )
 
 
+def check_parameters_given(params: Any, stage: str, call: str) -> None:
+    """Refuses a call of a stage without parameters."""
+    if params is None:
+        raise ValueError(
+            f"{stage} needs the parameters, but params is None: call {call}. If you did, a wrapper "
+            "around this stage drops them, as optax.contrib.scale_by_galore does to its "
+            "base_optimizer: leave that out."
+        )
+
+
 def check_like(name: str, tree: Any, reference: Any, *, of: str, remedy: str) -> None:
     """Raises unless a tree has the structure and the shapes of another one."""
     structure: Any = jax.tree.structure(tree)

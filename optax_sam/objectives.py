@@ -512,8 +512,9 @@ def require_objective(loss_fn: Any, method: str) -> Objective:
         raise TypeError(
             f"{method} evaluates the loss, but loss_fn is None: call update(..., "
             "loss_fn=optax_sam.Objective(apply_fn, inputs, labels)). If you did, a wrapper around "
-            "this stage drops extra arguments, as optax.contrib.split_real_and_imaginary and "
-            "optax.MultiSteps(...).gradient_transformation() do: leave that out."
+            "this stage drops extra arguments, as optax.contrib.split_real_and_imaginary, "
+            "optax.contrib.scale_by_galore and optax.MultiSteps(...).gradient_transformation() do: "
+            "leave that out."
         )
     if not isinstance(loss_fn, Objective):
         raise TypeError(

@@ -15,6 +15,7 @@ from optax_sam._checks import (
     check_bool,
     check_callable,
     check_like,
+    check_parameters_given,
     is_array_of,
     kinds,
 )
@@ -125,11 +126,11 @@ def add_noise_compensation(
         objective = require_objective(loss_fn, "the noise compensation of NCSAM").replace(
             penalty=None
         )
-        if params is None:
-            raise ValueError(
-                "add_noise_compensation takes a gradient at the parameters, but params is None: "
-                "call update(perturbation, state, params, loss_fn=objective)."
-            )
+        check_parameters_given(
+            params,
+            "add_noise_compensation",
+            "update(perturbation, state, params, loss_fn=objective)",
+        )
         with evaluating_the_loss("add_noise_compensation", params):
             check_like(
                 "updates", updates, params, of="params", remedy="Pass a perturbation of params."

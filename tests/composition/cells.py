@@ -143,6 +143,8 @@ def _stage_1(name: str, method: str) -> Cell:
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         """The method's own perturbation of whatever the wrapper shows it, by hand."""
         vector, unravel = jax.flatten_util.ravel_pytree(updates)
+        if method == "msam":  # its momentum is of the leaves that it sees
+            hand.reference.previous = vector
         w = jnp.zeros_like(vector) if params is None else flat(params)
         return unravel(climb(WithCleanGradient(now[0].problem, w, vector), w)), state
 
