@@ -62,6 +62,17 @@ def is_slow(name: str) -> bool:
     return name.split(" ")[0] in _BRANCHING
 
 
+def turns_around(name: str) -> bool:
+    """Whether what a transformation makes of the gradients points away from them."""
+    row, along = ROWS[name], 0.0
+    step, apply = _at(0), Applied(row.make(), _start())
+    for _ in range(2):  # schedule_free also answers to parameters that move
+        gradients = step.gradients_per_example if row.per_example else step.gradients
+        updates = apply(gradients, step.params, **_extra(row, step))
+        along += float(jnp.vdot(flat(updates), flat(step.gradients)))
+    return along < 0
+
+
 def _compared(cell: Callable[[Any, str], Cell], subject: Any, method: str, slow: bool) -> Result:
     # Branches and loops run in Python: compiling them for each cell would take minutes.
     with jax.disable_jit(slow or method == "looksam"):

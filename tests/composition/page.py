@@ -12,8 +12,8 @@ import jax
 import optax
 
 from tests.composition.by_hand import METHODS
-from tests.composition.cells import TOLERANCE, evaluate, is_slow
-from tests.composition.inventory import OPTIMIZERS, SCHEDULES, TRANSFORMATIONS, WRAPPERS
+from tests.composition.cells import TOLERANCE, evaluate, is_slow, turns_around
+from tests.composition.inventory import OPTIMIZERS, ROWS, SCHEDULES, TRANSFORMATIONS, WRAPPERS
 from tests.composition.verdicts import NOTES, columns, mismatch, notes, verdict
 
 PAGE = Path(__file__).parents[2] / "docs" / "composition.md"
@@ -56,11 +56,12 @@ whose first stages ask for more than a gradient.
 | stage 1 | `sharpness_aware(chain(perturbation, x))`, or a wrapper `x(perturbation)` |
 | combination | `method(combination=x)`, or a wrapper `x(down_weight(0.5))` |
 
-- **right**: both steps equal those written by hand to {tolerance:.0e}: gradients and ε from slow, obvious references
+- **right**: both steps equal those written by hand to {tolerance}: gradients and ε from slow, obvious references
   of the methods, and x called by hand with what belongs into it. Wrappers before and behind go around
   `trace(0.9)`.
 - **refused**: a message that names the remedy, as the note says.
 - **backwards**, **undefined**: what the note says.
+- **–**: there is no such place.
 
 The incoming gradient is also the g that SANER, GSAM, WSAM and LookSAM compare g' with. Where something
 before them changes it, and that is not meant, pass the clean gradient as `clean_grads=` to `update`.
@@ -88,6 +89,13 @@ def check(name: str, position: str, method: str) -> str | None:
     """Why a cell is not what is expected; empty if it is, None if it does not exist."""
     result = evaluate(name, position, method)
     return None if result is None else mismatch(name, position, method, result)
+
+
+def is_direction_as_said(name: str) -> bool:
+    """Whether the cell before a method says backwards exactly where the gradient is turned around."""
+    if name not in ROWS or name in WRAPPERS or is_slow(name):
+        return True
+    return turns_around(name) == (verdict(name, "before")[0] == "backwards")
 
 
 def numbering() -> dict[str, int]:
@@ -134,6 +142,8 @@ def main() -> int:
     wrong, seen, runs, start = [], set(), 0, time.monotonic()
     for title, names in TABLES.items():
         for name in names:
+            if not is_direction_as_said(name):
+                wrong.append(f"{name} | before | backwards, or it should not say so")
             for cell in cells([name]):
                 reason = check(*cell)
                 if reason is None:
@@ -156,7 +166,7 @@ def main() -> int:
         some=", ".join(f"`{name}`" for name in ONE_OF_EACH_KIND),
         every=" and ".join(f"`{name}`" for name in WITH_EVERY_METHOD[:2]),
         asking=" and ".join(f"`{name}`" for name in ASKING),
-        tolerance=TOLERANCE,
+        tolerance=f"{TOLERANCE:.0e}".replace("e-0", "e-"),
         runs=runs,
         slow=", ".join(slow),
     )

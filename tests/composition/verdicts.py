@@ -171,7 +171,7 @@ _SINGLE: dict[tuple[str, str], tuple[Word, str]] = {
 }
 
 # First stages that ask for more than the gradient: what a wrapper makes of those of one method.
-_WITH_ONE_METHOD: dict[tuple[str, str], dict[str, tuple[Word, str]]] = {
+WITH_ONE_METHOD: dict[tuple[str, str], dict[str, tuple[Word, str]]] = {
     **{(name, "stage 1"): {"ncsam": ("refused", "loss inside")} for name in _HIDING},
     ("flatten", "stage 1"): {"ncsam": ("refused", "flatten inside")},
     ("MultiSteps.gradient_transformation", "stage 1"): {"ncsam": ("refused", "dropped inside")},
@@ -194,7 +194,7 @@ def columns(name: str) -> tuple[str, ...]:
 
 def verdict(name: str, position: str, method: str = "") -> tuple[Word, str | None]:
     """The word of a cell, and the key of its note; with a method, where that is an exception."""
-    exceptions = _WITH_ONE_METHOD.get((name, position), {})
+    exceptions = WITH_ONE_METHOD.get((name, position), {})
     if method in exceptions:
         return exceptions[method]
     if name in SCHEDULES:
@@ -224,7 +224,7 @@ def verdict(name: str, position: str, method: str = "") -> tuple[Word, str | Non
 
 def notes(name: str, position: str) -> list[str]:
     """The keys of the notes of a cell: its own, and those of the methods that are exceptions."""
-    exceptions = _WITH_ONE_METHOD.get((name, position), {})
+    exceptions = WITH_ONE_METHOD.get((name, position), {})
     keys = [verdict(name, position)[1], *(key for _, key in exceptions.values())]
     return [key for key in keys if key]
 
