@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import _axes, _tree
+from optax_sam import _axes, _norms, _tree
 from optax_sam._checks import (
     call,
     check_all_parameters,
@@ -292,7 +292,7 @@ class Engine:
         metrics = SharpnessAwareMetrics(
             perturbed_loss=loss.astype(_tree.accumulation_dtype(step.params)),
             gradient_norm=_climbed_norm(perturbation_state, gradients),
-            perturbation_norm=_tree.norm(epsilon),
+            perturbation_norm=_norms.norm(epsilon),
         )
         return Ascent(step.clean_grads, perturbed_grads, perturbation_state, metrics)
 
@@ -332,7 +332,7 @@ def _climbed_norm(state: Any, gradients: Any) -> jax.Array:
     """
     for _, norm in optax.tree.get_all_with_path(state, "climbed_norm"):
         return norm  # type: ignore[no-any-return]
-    return _tree.norm(gradients)
+    return _norms.norm(gradients)
 
 
 def _mean_of_state(state: Any, axis_name: _axes.AxisName, share: jax.Array | None) -> Any:

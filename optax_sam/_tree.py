@@ -11,7 +11,6 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 def is_floating(leaf: Any) -> bool:
@@ -50,50 +49,6 @@ def dot(left: chex.ArrayTree, right: chex.ArrayTree, factor: jax.Array | None = 
         b = b.astype(dtype) if factor is None else b.astype(dtype) * factor
         products.append(jnp.sum(a.astype(dtype) * b))
     return sum(products, jnp.zeros([], dtype))
-
-
-def norm(tree: chex.ArrayTree) -> jax.Array:
-    """The global 2-norm, accumulated in at least float32, with derivative 0 (not NaN) at 0.
-
-    It is right wherever the norm itself is a number of that dtype. NaN is passed on.
-    """
-    length: jax.Array = _norm(floating_leaves(tree))
-    return length
-
-
-@jax.jit  # so that a tree is traced once however often its norm is taken
-def _norm(leaves: list[jax.Array]) -> jax.Array:
-    dtype = accumulation_dtype(leaves)
-    limits = np.finfo(dtype)
-    squared = _sum_of_squares(jnp.ones([], dtype), leaves)
-    # Above the lower bound, squares too small for the dtype are less than the sum's rounding error.
-    lower_bound = max(size(leaves), 1) * float(limits.tiny) / float(limits.eps)
-    is_exact = (squared >= lower_bound) & (squared <= limits.max)
-    # Half of the root of the largest number: XLA may take the factor out of the sum, squared, and an
-    # infinite square times a sum of zeros would be NaN.
-    large = 2.0 ** (limits.maxexp // 2)
-    factor = jnp.where(squared < 1, large / 2, 1 / large).astype(dtype)
-    factor = jnp.where(is_exact, 1, factor)
-    # A second pass over all leaves, taken only where the first one left the dtype's range.
-    squared = jax.lax.cond(is_exact, _keep, _recompute, squared, factor, leaves)
-    is_zero = squared == 0
-    # The inner `where` keeps the infinite slope of the square root at 0 out of the derivative.
-    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squared))) / factor
-
-
-def _sum_of_squares(factor: jax.Array, leaves: list[jax.Array]) -> jax.Array:
-    squares = [jnp.sum(jnp.square(leaf.astype(factor.dtype) * factor)) for leaf in leaves]
-    return sum(squares, jnp.zeros([], factor.dtype))
-
-
-def _keep(squared: jax.Array, factor: jax.Array, leaves: list[jax.Array]) -> jax.Array:
-    del factor, leaves
-    return squared
-
-
-def _recompute(squared: jax.Array, factor: jax.Array, leaves: list[jax.Array]) -> jax.Array:
-    del squared
-    return _sum_of_squares(factor, leaves)
 
 
 def divide_or_zero(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

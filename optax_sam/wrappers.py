@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import _axes, _tree
+from optax_sam import _axes, _norms, _tree
 from optax_sam._checks import call, check_state, kinds, shape_of
 from optax_sam._gradients import as_gradients
 from optax_sam._hyperparameters import Hyperparameter, ScheduleState, check_integer, check_number
@@ -159,7 +159,7 @@ def on_first(
         epsilon, inner_state = stage.update(
             gradients, state.perturbation, params, loss_fn=part, logits=first, **extra_args
         )
-        return epsilon, OnFirstState(inner_state, _tree.norm(gradients))
+        return epsilon, OnFirstState(inner_state, _norms.norm(gradients))
 
     def init(params: optax.Params) -> OnFirstState:
         return OnFirstState(stage.init(params), jnp.zeros([], _tree.accumulation_dtype(params)))
@@ -263,7 +263,7 @@ class _GradientNormIsLarge:
         self, gradients: optax.Updates, state: GradientNormState, params: optax.Params
     ) -> tuple[jax.Array, GradientNormState]:
         del params
-        squared = jnp.square(_tree.norm(gradients)).astype(state.mean.dtype)
+        squared = jnp.square(_norms.norm(gradients)).astype(state.mean.dtype)
         mean = self.decay * state.mean + (1 - self.decay) * squared
         variance = self.decay * state.variance + (1 - self.decay) * jnp.square(squared - mean)
         deviations, deviations_state = self.deviations.read(state.deviations, mean.dtype)

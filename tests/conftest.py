@@ -5,6 +5,7 @@ import tempfile
 
 import hypothesis
 import jax
+import jaxlib.version
 import pytest
 
 # Must come before the first array: the number of devices is fixed when JAX starts.
@@ -16,6 +17,13 @@ jax.config.update("jax_num_cpu_devices", 4)
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
     jax.config.update("jax_disable_most_optimizations", True)
+
+# Fewer, larger kernels in one module compile in half of the time. A newer jaxlib does not know the
+# first of these flags, and an unknown one ends the process.
+if "XLA_FLAGS" not in os.environ and jaxlib.version.__version_info__[:2] == (0, 10):
+    os.environ["XLA_FLAGS"] = (
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
 
 # And many tests compile the same programs. One folder per process: JAX does not write its entries
 # atomically, so another process could read a half of one.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_sam import _tree
+from optax_sam import _norms, _tree
 from optax_sam._checks import check_like
 from optax_sam._hyperparameters import Hyperparameter, check_number
 from optax_sam.combinations.down_weighting import require_clean_gradients
@@ -16,7 +16,7 @@ from optax_sam.combinations.down_weighting import require_clean_gradients
 
 def orthogonal_part(vector: chex.ArrayTree, direction: chex.ArrayTree) -> chex.ArrayTree:
     """The part of ``vector`` orthogonal to ``direction``; all of it where the direction is zero."""
-    length = _tree.norm(direction)
+    length = _norms.norm(direction)
     # Divided by the norm twice, not once by its square, which would vanish or overflow.
     inverse = _tree.divide_or_zero(jnp.ones_like(length), length)
     coefficient = _tree.dot(vector, direction, inverse) * inverse
@@ -153,9 +153,9 @@ def reuse_orthogonal(
         if is_ascent_step:
             orthogonal = _zero_if_rounding(orthogonal_part(updates, clean_grads), updates)
             return updates, ReuseOrthogonalState(orthogonal, alpha_state)
-        length = _tree.norm(state.orthogonal)
+        length = _norms.norm(state.orthogonal)
         scale = alpha * _tree.divide_or_zero(
-            _tree.norm(clean_grads), jnp.where(length == 0, 0, length + norm_epsilon)
+            _norms.norm(clean_grads), jnp.where(length == 0, 0, length + norm_epsilon)
         )
         direction = _tree.linear(jnp.ones_like(scale), clean_grads, scale, state.orthogonal)
         return direction, ReuseOrthogonalState(state.orthogonal, alpha_state)
@@ -169,6 +169,6 @@ def _zero_if_rounding(part: chex.ArrayTree, whole: chex.ArrayTree) -> chex.Array
     Where g' is parallel to g (ρ = 0, a linear loss), the orthogonal part is nothing but rounding, and
     LookSAM would scale it up to the length of the gradient.
     """
-    length = _tree.norm(part)
-    rounding = 16 * float(np.finfo(length.dtype).eps) * _tree.norm(whole)
+    length = _norms.norm(part)
+    rounding = 16 * float(np.finfo(length.dtype).eps) * _norms.norm(whole)
     return _tree.scale(part, jnp.where(length <= rounding, 0, jnp.ones_like(length)))

@@ -222,6 +222,8 @@ class _Evaluator:
             return self.run(_jaxprs.called(equation), values)
         if name == "cond":
             return self.branches(equation, values)
+        if name == "while":
+            return self.loop(equation, values)
         if name == "broadcast_in_dim" and not isinstance(values[0], _OfGradient):
             repeated = _repeat(equation, values[0])
             if repeated is not None:
@@ -281,6 +283,30 @@ class _Evaluator:
             raise NotAMultipleError(_why_not(equation))
         return chosen
 
+    def loop(self, equation: Any, values: Sequence[Any]) -> list[Any]:
+        """The outputs of a ``while`` whose carry is computed from norms, like the norm's own."""
+        parameters = equation.params
+        first, count = parameters["cond_nconsts"], parameters["body_nconsts"]
+        of_condition, of_body = values[:first], values[first : first + count]
+        carry = [_plain(value) for value in values[first + count :]]
+        if any(isinstance(value, _OfGradient) for value in carry):
+            raise NotAMultipleError(_why_not(equation))
+
+        def condition(carry: list[jax.Array]) -> Any:
+            numbers = [Number(value) for value in carry]
+            return _plain(self.run(parameters["cond_jaxpr"], [*of_condition, *numbers])[0])
+
+        def body(carry: list[jax.Array]) -> list[jax.Array]:
+            numbers = [Number(value) for value in carry]
+            outputs = self.run(parameters["body_jaxpr"], [*of_body, *numbers])
+            if any(isinstance(output, _OfGradient) for output in outputs):
+                raise NotAMultipleError(_why_not(equation))
+            arrays: list[jax.Array] = to_varying_like([*map(_plain, outputs)], carry)
+            return arrays
+
+        arrays = to_varying_like(carry, [*carry, *self.squared_norms])
+        return [Number(value) for value in jax.lax.while_loop(condition, body, arrays)]
+
 
 def _unmarked(equation: Any, values: Sequence[Any]) -> list[Any]:
     """The outputs of an equation that has nothing to do with gradients."""
@@ -298,6 +324,8 @@ def _why_not(equation: Any) -> str:
         what = "adds something to the gradient (a moving average, parameters, noise)"
     elif name.startswith(("reduce_", "arg", "dot_general", "cum")):
         what = f"needs more of a gradient than its norm (`{name}`)"
+    elif name == "while":
+        what = "carries the gradient through a loop"
     elif name in ("select_n", "cond"):
         what = "chooses between the gradient and something else"
     else:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import _tree
+from optax_sam import _norms, _tree
 from optax_sam._checks import check_like, check_parameters_given
 from optax_sam._hyperparameters import Hyperparameter, check_number
 from optax_sam._masks import Mask, resolve_mask
@@ -70,7 +70,7 @@ def adaptive(
 
         # Kept in the accumulation dtype between the two factors t: in half precision w·g underflows.
         stretched = jax.tree.map(stretch, updates, params, scaled)
-        length = _tree.norm(stretched)
+        length = _norms.norm(stretched)
         rho, state = radius.read(state, length.dtype)
         factor = _tree.divide_or_zero(rho, length)
         twice = jax.tree.map(stretch, stretched, params, scaled)

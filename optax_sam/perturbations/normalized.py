@@ -2,7 +2,7 @@
 
 import optax
 
-from optax_sam import _tree
+from optax_sam import _norms, _tree
 from optax_sam._hyperparameters import Hyperparameter
 
 
@@ -45,7 +45,7 @@ def normalized(rho: optax.ScalarOrSchedule) -> optax.GradientTransformation:
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
         del params
-        length = _tree.norm(updates)
+        length = _norms.norm(updates)
         rho, state = radius.read(state, length.dtype)
         return _tree.scale(updates, _tree.divide_or_zero(rho, length)), state
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import optax
 
-from optax_sam import _tree
+from optax_sam import _norms, _tree
 from optax_sam._hyperparameters import Hyperparameter
 
 
@@ -43,7 +43,7 @@ def project_to_ball(rho: optax.ScalarOrSchedule) -> optax.GradientTransformation
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
         del params
-        length = _tree.norm(updates)
+        length = _norms.norm(updates)
         rho, state = radius.read(state, length.dtype)
         # A vector already inside keeps its bits: no multiplication by a rounded 1.
         factor = jnp.where(length > rho, _tree.divide_or_zero(rho, length), 1)
