@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 # Larger arrays stay on their device unread.
 _SMALL = 2**16
@@ -66,6 +67,31 @@ def check_leaves(params: Any, name: str = "params") -> None:
                 "parameters only: eqx.filter(model, eqx.is_inexact_array) in Equinox, "
                 "nnx.state(model, nnx.Param) in Flax nnx."
             )
+
+
+def check_all_parameters(params: Any, owner: str, remedy: str) -> None:
+    """Refuses parameters of which a wrapper hides some, where the loss needs all."""
+
+    def is_hidden(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
+
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_hidden)
+    hidden = [jax.tree_util.keystr(path) for path, leaf in leaves if is_hidden(leaf)]
+    if hidden:
+        raise TypeError(
+            f"{owner} evaluates the loss, which needs all parameters, but optax.masked or "
+            f"optax.partition around it hides some of params: {', '.join(hidden)}. {remedy}"
+        )
+
+
+def check_parameters_given(params: Any, stage: str, call: str) -> None:
+    """Refuses a call of a stage without parameters."""
+    if params is None:
+        raise ValueError(
+            f"{stage} needs the parameters, but params is None: call {call}. If you did, a wrapper "
+            "around this stage drops them, as optax.contrib.scale_by_galore does to its "
+            "base_optimizer: leave that out."
+        )
 
 
 def check_like(name: str, tree: Any, reference: Any, *, of: str, remedy: str) -> None:

@@ -15,7 +15,15 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _axes, _norms, _tree
-from optax_sam._checks import call, check_leaves, check_like, check_state, kinds, shape_of
+from optax_sam._checks import (
+    call,
+    check_all_parameters,
+    check_leaves,
+    check_like,
+    check_state,
+    kinds,
+    shape_of,
+)
 from optax_sam._gradients import as_gradients
 from optax_sam._hyperparameters import check_integer
 from optax_sam._loss_checks import note_where_flattened
@@ -148,7 +156,7 @@ class Engine:
         # A stage's state may have seen the device's own gradients. Its average is what averaged
         # gradients would have given (moving averages are linear), and it stays replicated.
         share = device_share(loss_fn, self.axis_name)
-        with note_where_flattened(params):
+        with note_where_flattened(params, "the method", _NOT_FLATTENED):
             ascent = self._ascend(step)
         direction = _axes.mean(ascent.perturbed_grads, self.axis_name, share)
         state = state._replace(
@@ -314,6 +322,7 @@ class Engine:
 
 
 _FIRST_STAGE = "The first stage returns one perturbation for every gradient that it is given."
+_NOT_FLATTENED = "put the method in front of it, optax.chain(method, optax.flatten(optimizer))"
 ONE_GROUP = "the batch is one group"
 _THIRD_STAGE = "The third stage returns one direction for every perturbed gradient."
 _FASTER_BY_ITSELF = "groups of this size are faster differentiated by themselves"
@@ -351,14 +360,12 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
             "drops them, as optax.contrib.galore does to its base_optimizer: put the method in "
             "front of it in optax.chain."
         )
-    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
-    if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
-        raise TypeError(
-            "a sharpness-aware method evaluates the loss, which needs all parameters, but "
-            "optax.masked or optax.partition around it hides some. To perturb some leaves only, "
-            "pass mask= to the method; to train some only, mask the optimizer behind it in the "
-            "chain."
-        )
+    check_all_parameters(
+        params,
+        "a sharpness-aware method",
+        "To perturb some leaves only, pass mask= to the method; to train some only, mask the "
+        "optimizer behind it in the chain.",
+    )
     for name in extra_args:
         close = difflib.get_close_matches(name, _KNOWN_ARGUMENTS, n=1, cutoff=0.75)
         if close:

@@ -11,7 +11,15 @@ import numpy as np
 import optax
 
 from optax_sam import _tree
-from optax_sam._checks import call, is_array_of, kinds, known_values, shape_of, show
+from optax_sam._checks import (
+    call,
+    check_all_parameters,
+    is_array_of,
+    kinds,
+    known_values,
+    shape_of,
+    show,
+)
 
 
 def call_loss(loss_fn: Callable[..., Any], params: chex.ArrayTree) -> Any:
@@ -38,18 +46,29 @@ def call_loss(loss_fn: Callable[..., Any], params: chex.ArrayTree) -> Any:
 
 
 @contextlib.contextmanager
-def note_where_flattened(params: chex.ArrayTree) -> Iterator[None]:
+def note_where_flattened(params: chex.ArrayTree, place: str, remedy: str) -> Iterator[None]:
     """Adds a note to the error of a loss that gets one vector in place of its parameters."""
     try:
         yield
     except Exception as error:
         if isinstance(params, jax.Array) and params.ndim == 1:
             error.add_note(
-                "The loss was called with one vector. If your parameters are a tree, "
-                "optax.flatten around the method made a vector of them: put the method in front "
-                "of it, optax.chain(method, optax.flatten(optimizer))."
+                f"The loss was called with one vector, {kinds(params)}. If your parameters are a "
+                f"tree, optax.flatten around {place} made a vector of them: {remedy}."
             )
         raise
+
+
+@contextlib.contextmanager
+def evaluating_the_loss(stage: str, params: chex.ArrayTree) -> Iterator[None]:
+    """Says what a wrapper around a stage took from the parameters with which it calls the loss."""
+    check_all_parameters(
+        params,
+        stage,
+        "To perturb some leaves only, pass mask= to the method in place of wrapping this stage.",
+    )
+    with note_where_flattened(params, "this stage", "leave it out"):
+        yield
 
 
 def _helper_for(params: chex.ArrayTree) -> str:

@@ -508,6 +508,14 @@ def gathered(objective: Objective) -> Objective:
 
 def require_objective(loss_fn: Any, method: str) -> Objective:
     """Returns ``loss_fn`` if it is an :class:`Objective`, and says how to make one otherwise."""
+    if loss_fn is None:
+        raise TypeError(
+            f"{method} evaluates the loss, but loss_fn is None: call update(..., "
+            "loss_fn=optax_sam.Objective(apply_fn, inputs, labels)). If you did, a wrapper around "
+            "this stage drops extra arguments, as optax.contrib.split_real_and_imaginary, "
+            "optax.contrib.scale_by_galore and optax.MultiSteps(...).gradient_transformation() do: "
+            "leave that out."
+        )
     if not isinstance(loss_fn, Objective):
         raise TypeError(
             f"{method} needs to look inside the loss, but loss_fn is {loss_fn!r}. Pass "

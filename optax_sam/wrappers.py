@@ -18,6 +18,7 @@ from optax_sam import _axes, _norms, _tree
 from optax_sam._checks import call, check_state, kinds, shape_of
 from optax_sam._gradients import as_gradients
 from optax_sam._hyperparameters import Hyperparameter, ScheduleState, check_integer, check_number
+from optax_sam._loss_checks import evaluating_the_loss
 from optax_sam._stages import AlongPreviousState, SometimesState, as_method, as_stage
 from optax_sam.convolutions import inside_control_flow
 from optax_sam.evaluations import value_and_gradients
@@ -78,7 +79,8 @@ def in_steps(
         for _ in range(steps - 1):
             # The stage may differentiate the loss itself (on_first, NCSAM): it must do so at w + ε.
             moved = with_parameters(loss_fn, functools.partial(_tree.add, perturbation=epsilon))
-            _, gradients = value_and_gradients(moved, params)
+            with evaluating_the_loss("in_steps", params):
+                _, gradients = value_and_gradients(moved, params)
             arguments |= {"loss_fn": moved, "logits": None}
             climbed, _ = stage.update(gradients, state, params, **arguments)
             epsilon = _tree.linear(jnp.ones_like(share), epsilon, share, climbed)
@@ -151,7 +153,8 @@ def on_first(
         # 0.2 * 5 is 1 example, also in floating point.
         count = max(1, math.floor(fraction * objective.batch_size + 1e-9))
         part = objective.subset(slice(0, count))
-        _, gradients = value_and_gradients(part, params)
+        with evaluating_the_loss("on_first", params):
+            _, gradients = value_and_gradients(part, params)
         first = jax.tree.map(lambda leaf: leaf[:count], logits)
         epsilon, inner_state = stage.update(
             gradients, state.perturbation, params, loss_fn=part, logits=first, **extra_args

@@ -40,7 +40,9 @@ class Row:
 # The valid world around the mistakes: a linear network with 3 classes on 6 examples.
 PARAMS = {"w": jnp.asarray(np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3))}
 GRADS = {"w": jnp.asarray(np.ones((4, 3), np.float32))}
+TWO_SETS = optax.LookaheadParams.init_synced(PARAMS)
 OTHER = {"v": GRADS["w"]}  # another structure
+HIDDEN = {"v": optax.MaskedNode(), "w": GRADS["w"]}  # as optax.masked shows them to a stage
 SHORT = {"w": jnp.asarray(np.ones(3, np.float32))}  # another shape
 INPUTS = jnp.asarray(np.linspace(0, 1, 24, dtype=np.float32).reshape(6, 4))
 LABELS = jnp.asarray(np.array([0, 1, 2, 0, 1, 2], np.int32))
@@ -311,6 +313,11 @@ ROWS["sam"] = [
 
 # What every method says about the arguments of update; sam stands for all of them.
 ROWS["sam"] += [
+    Row("params of optax.lookahead", lambda: optax_sam.sam().update(
+        GRADS, state_of(optax_sam.sam()), TWO_SETS, loss_fn=loss_fn), TypeError, "params",
+        "LookaheadParams", "params.fast"),
+    Row("hidden parameters", lambda: sam_on(params=HIDDEN), TypeError, "params", "['v']",
+        "pass mask= to the method"),
     Row("updates = None", lambda: optax_sam.sam().update(
         None, state_of(optax_sam.sam()), PARAMS, loss_fn=loss_fn), ValueError, "updates",
         "PyTreeDef(None)", "Pass the gradients of the loss"),
@@ -826,6 +833,9 @@ ROWS["adaptive"] = [
     *number("eta", -1, "[0, inf)", lambda eta: optax_sam.adaptive(0.1, eta)),
     Row("no params", lambda: alone(optax_sam.adaptive(0.1), params=None), ValueError, "params",
         "None", "update(updates, state, params)"),
+    Row("params dropped by a wrapper", lambda: update(SA(optax.contrib.scale_by_galore(
+        rank=1, base_optimizer=optax_sam.adaptive(0.1)))), ValueError, "params", "None",
+        "optax.contrib.scale_by_galore does to its base_optimizer"),
     Row("params of another structure", lambda: alone(optax_sam.adaptive(0.1), params=OTHER),
         ValueError, "updates", "{'v': *}", "Pass gradients in params"),
     Row("params that would be broadcast", lambda: alone(optax_sam.adaptive(0.1), params=SHORT),
@@ -855,6 +865,14 @@ ROWS["add_noise_compensation"] = [
         "function loss_fn", "optax_sam.Objective(apply_fn, inputs, labels)"),
     Row("no loss", lambda: alone(NC(0.1)), TypeError, "loss_fn", "None",
         "optax_sam.Objective(apply_fn, inputs, labels)"),
+    Row("the loss dropped by a wrapper",
+        lambda: update(SA(optax.contrib.split_real_and_imaginary(NC(0.1))), loss_fn=objective()),
+        TypeError, "loss_fn", "None", "optax.contrib.split_real_and_imaginary"),
+    Row("params dropped by a wrapper",
+        lambda: alone(NC(0.1), params=None, loss_fn=objective()), ValueError, "params", "None",
+        "optax.contrib.scale_by_galore does to its base_optimizer"),
+    Row("hidden parameters", lambda: alone(NC(0.1), params=HIDDEN, loss_fn=objective()),
+        TypeError, "params", "['v']", "pass mask= to the method"),
     Row("updates of another structure", lambda: alone(NC(0.1), OTHER, loss_fn=objective()),
         ValueError, "updates", "{'v': *}", "Pass a perturbation of params"),
 ]  # fmt: skip
@@ -873,8 +891,14 @@ ROWS["in_steps"] = [
         "perturbation", "whole method", "Pass a stage"),
     Row("without a loss", lambda: alone(optax_sam.in_steps(optax_sam.normalized(0.1), 3)),
         ValueError, "loss_fn", "None", "update(updates, state, params, loss_fn=loss_fn)"),
+    Row("hidden parameters", lambda: alone(optax_sam.in_steps(optax_sam.normalized(0.1), 3),
+                                           params=HIDDEN, loss_fn=objective()),
+        TypeError, "params", "['v']", "pass mask= to the method"),
 ]  # fmt: skip
 ROWS["on_first"] = [
+    Row("hidden parameters", lambda: alone(optax_sam.on_first(optax_sam.normalized(0.1), 0.5),
+                                           params=HIDDEN, loss_fn=objective()),
+        TypeError, "params", "['v']", "pass mask= to the method"),
     *number("fraction", 0, "(0, 1]",
             lambda q: optax_sam.on_first(optax_sam.normalized(0.1), q)),
     Row("fraction = 1.5", lambda: optax_sam.on_first(optax_sam.normalized(0.1), 1.5), ValueError,
@@ -913,6 +937,9 @@ def holds(when):
 
 
 ROWS["sometimes"] = [
+    Row("params of optax.lookahead", lambda: sometimes(every_k=2).update(
+        GRADS, state_of(sometimes(every_k=2)), TWO_SETS, loss_fn=loss_fn), TypeError, "params",
+        "LookaheadParams", "params.fast"),
     Row("no condition", lambda: sometimes(), ValueError, "sometimes", "needs a condition",
         "every_k, start_step, stop_step or when"),
     Row("a method that was not made", lambda: optax_sam.sometimes(optax_sam.sam, every_k=2),

@@ -370,6 +370,24 @@ def test_flatten_needs_a_loss_of_one_vector():
     assert_close(unravel(updates), expected)
 
 
+@pytest.mark.parametrize(
+    "stage",
+    [
+        optax_sam.add_noise_compensation(0.1, 0.5),
+        optax_sam.in_steps(optax_sam.normalized(RHO), 2),
+        optax_sam.on_first(optax_sam.normalized(RHO), 0.5),
+    ],
+    ids=["add_noise_compensation", "in_steps", "on_first"],
+)
+def test_flatten_around_a_stage_that_evaluates_the_loss(stage):
+    """The error is that of the loss, and a note names the wrapper and what to write."""
+    with pytest.raises(TypeError) as caught:
+        updates_of(optax_sam.sharpness_aware(optax.flatten(stage)))
+    notes = "\n".join(caught.value.__notes__)
+    assert "one vector, float32[" in notes
+    assert "optax.flatten around this stage" in notes
+
+
 @pytest.mark.parametrize("method", SOME)
 def test_metrics_are_found_in_every_wrapper(method):
     """``get_metrics`` looks through chains, injected hyperparameters and accumulation."""

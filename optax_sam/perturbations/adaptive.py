@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _norms, _tree
-from optax_sam._checks import check_like
+from optax_sam._checks import check_like, check_parameters_given
 from optax_sam._hyperparameters import Hyperparameter, check_number
 from optax_sam._masks import Mask, resolve_mask
 
@@ -57,11 +57,7 @@ def adaptive(
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
-        if params is None:
-            raise ValueError(
-                "adaptive(...) needs the parameters, but params is None: call "
-                "update(updates, state, params)."
-            )
+        check_parameters_given(params, "adaptive(...)", "update(updates, state, params)")
         check_like("updates", updates, params, of="params", remedy="Pass gradients in params.")
         dtype = _tree.accumulation_dtype(updates)
         scaled = resolve_mask("scale_mask", scale_mask, params)

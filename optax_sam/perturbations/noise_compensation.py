@@ -15,10 +15,12 @@ from optax_sam._checks import (
     check_bool,
     check_callable,
     check_like,
+    check_parameters_given,
     is_array_of,
     kinds,
 )
 from optax_sam._hyperparameters import Hyperparameter, check_integer, check_number
+from optax_sam._loss_checks import evaluating_the_loss
 from optax_sam.convolutions import inside_control_flow
 from optax_sam.evaluations import check_logits, value_and_gradients
 from optax_sam.objectives import Objective, require_objective
@@ -71,7 +73,8 @@ def add_noise_compensation(
 
     Raises:
       ValueError: if ``flip_ratio`` is outside (0, 1]; from ``update``, if it chooses no example.
-      TypeError: from ``update``, if ``loss_fn`` is no ``Objective`` or its labels are not integers.
+      TypeError: from ``update``, if ``loss_fn`` is no ``Objective``, if its labels are not integers,
+        or if a wrapper such as ``optax.masked`` hides some of the parameters.
 
     Example:
       >>> import optax, optax_sam
@@ -124,31 +127,34 @@ def add_noise_compensation(
         objective = require_objective(loss_fn, "the noise compensation of NCSAM").replace(
             penalty=None
         )
-        if params is None:
-            raise ValueError(
-                "add_noise_compensation takes a gradient at the parameters, but params is None: "
-                "call update(perturbation, state, params, loss_fn=objective)."
+        check_parameters_given(
+            params,
+            "add_noise_compensation",
+            "update(perturbation, state, params, loss_fn=objective)",
+        )
+        with evaluating_the_loss("add_noise_compensation", params):
+            check_like(
+                "updates", updates, params, of="params", remedy="Pass a perturbation of params."
             )
-        check_like("updates", updates, params, of="params", remedy="Pass a perturbation of params.")
-        if logits is not None:
-            check_logits(objective, params, logits)
-        key = jax.random.fold_in(jax.random.key(seed), state.count)
-        dtype = _tree.accumulation_dtype(updates)
-        s, strength_state = amount.read(state.strength, dtype)
+            if logits is not None:
+                check_logits(objective, params, logits)
+            key = jax.random.fold_in(jax.random.key(seed), state.count)
+            dtype = _tree.accumulation_dtype(updates)
+            s, strength_state = amount.read(state.strength, dtype)
 
-        def compensate() -> optax.Updates:
-            at_w = objective.logits(params) if logits is None else logits
-            flipped = _with_flipped_labels(objective, at_w, label_of)
-            chosen = choose_examples(at_w, flip_ratio, None if deterministic else key)
-            _, gradient = value_and_gradients(flipped.subset(chosen), params)
-            return _tree.linear(jnp.ones([], dtype), updates, s, gradient)
+            def compensate() -> optax.Updates:
+                at_w = objective.logits(params) if logits is None else logits
+                flipped = _with_flipped_labels(objective, at_w, label_of)
+                chosen = choose_examples(at_w, flip_ratio, None if deterministic else key)
+                _, gradient = value_and_gradients(flipped.subset(chosen), params)
+                return _tree.linear(jnp.ones([], dtype), updates, s, gradient)
 
-        if start_step:
-            has_started = state.count >= start_step
-            branch = inside_control_flow(compensate)
-            compensated = jax.lax.cond(has_started, branch, lambda: updates)
-        else:
-            compensated = compensate()
+            if start_step:
+                has_started = state.count >= start_step
+                branch = inside_control_flow(compensate)
+                compensated = jax.lax.cond(has_started, branch, lambda: updates)
+            else:
+                compensated = compensate()
         count = optax.safe_increment(state.count)
         return compensated, NoiseCompensationState(count, strength_state)
 

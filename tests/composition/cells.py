@@ -62,6 +62,17 @@ def is_slow(name: str) -> bool:
     return name.split(" ")[0] in _BRANCHING
 
 
+def turns_around(name: str) -> bool:
+    """Whether what a transformation makes of the gradients points away from them."""
+    row, along = ROWS[name], 0.0
+    step, apply = _at(0), Applied(row.make(), _start())
+    for _ in range(2):  # schedule_free also answers to parameters that move
+        gradients = step.gradients_per_example if row.per_example else step.gradients
+        updates = apply(gradients, step.params, **_extra(row, step))
+        along += float(jnp.vdot(flat(updates), flat(step.gradients)))
+    return along < 0
+
+
 def _compared(cell: Callable[[Any, str], Cell], subject: Any, method: str, slow: bool) -> Result:
     # Branches and loops run in Python: compiling them for each cell would take minutes.
     with jax.disable_jit(slow or method == "looksam"):
@@ -143,6 +154,8 @@ def _stage_1(name: str, method: str) -> Cell:
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         """The method's own perturbation of whatever the wrapper shows it, by hand."""
         vector, unravel = jax.flatten_util.ravel_pytree(updates)
+        if method == "msam":  # its momentum is of the leaves that it sees
+            hand.reference.previous = vector
         w = jnp.zeros_like(vector) if params is None else flat(params)
         return unravel(climb(WithCleanGradient(now[0].problem, w, vector), w)), state
 

@@ -12,14 +12,16 @@ import jax
 import optax
 
 from tests.composition.by_hand import METHODS
-from tests.composition.cells import evaluate, is_slow
-from tests.composition.inventory import OPTIMIZERS, SCHEDULES, TRANSFORMATIONS, WRAPPERS
-from tests.composition.verdicts import NOTES, columns, mismatch, verdict
+from tests.composition.cells import TOLERANCE, evaluate, is_slow, turns_around
+from tests.composition.inventory import OPTIMIZERS, ROWS, SCHEDULES, TRANSFORMATIONS, WRAPPERS
+from tests.composition.verdicts import NOTES, columns, mismatch, notes, verdict
 
 PAGE = Path(__file__).parents[2] / "docs" / "composition.md"
 
 # One method with nothing but a climb, one with a combination, with another evaluation, with a state.
 ONE_OF_EACH_KIND = ("sam", "saner", "jsam", "vasso")
+# Their first stages need the parameters, and the loss.
+ASKING = ("asam", "ncsam")
 WITH_EVERY_METHOD = ("adam", "trace", *WRAPPERS, *SCHEDULES)
 
 TABLES = {
@@ -41,9 +43,10 @@ python -m tests.composition.page
 with optax {optax}, jax {jax} and Python {python}: {cells} cells, {runs} runs of two steps, in
 float64 on a network of twelve numbers. Wrappers and schedules, which can touch a method, were run with
 all {methods} named methods; optimizers and transformations, which see only what stands in front of them,
-with {some}, and {every} with all. Of what loops or branches
+with {some}, and {every} with all. What loops or branches
 ({slow})
-only the first two were run.
+was run with the first two, and wrappers of that kind, as stage 1, also with {asking},
+whose first stages ask for more than a gradient.
 
 | place | written |
 |---|---|
@@ -53,11 +56,12 @@ only the first two were run.
 | stage 1 | `sharpness_aware(chain(perturbation, x))`, or a wrapper `x(perturbation)` |
 | combination | `method(combination=x)`, or a wrapper `x(down_weight(0.5))` |
 
-- **right**: both steps equal those written by hand to 1e-5: gradients and ε from slow, obvious references
+- **right**: both steps equal those written by hand to {tolerance}: gradients and ε from slow, obvious references
   of the methods, and x called by hand with what belongs into it. Wrappers before and behind go around
   `trace(0.9)`.
 - **refused**: a message that names the remedy, as the note says.
 - **backwards**, **undefined**: what the note says.
+- **–**: there is no such place.
 
 The incoming gradient is also the g that SANER, GSAM, WSAM and LookSAM compare g' with. Where something
 before them changes it, and that is not meant, pass the clean gradient as `clean_grads=` to `update`.
@@ -65,25 +69,33 @@ before them changes it, and that is not meant, pass the clean gradient as `clean
 """  # noqa: E501
 
 
-def cells(methods: Iterable[str], names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """Every name, position and method that there is."""
+def cells(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Every name, position and method that is run."""
     for name in names:
         for position in columns(name):
-            for method in methods:
+            for method in methods_for(name, position):
                 yield name, position, method
 
 
-def methods_for(name: str) -> tuple[str, ...]:
-    """The methods with which a row is run."""
+def methods_for(name: str, position: str) -> tuple[str, ...]:
+    """The methods with which a cell is run."""
     if is_slow(name):
-        return ONE_OF_EACH_KIND[:2]
+        asks = name in WRAPPERS and position == "stage 1"
+        return ONE_OF_EACH_KIND[:2] + (ASKING if asks else ())
     return tuple(METHODS) if name in WITH_EVERY_METHOD else ONE_OF_EACH_KIND
 
 
 def check(name: str, position: str, method: str) -> str | None:
     """Why a cell is not what is expected; empty if it is, None if it does not exist."""
     result = evaluate(name, position, method)
-    return None if result is None else mismatch(name, position, result)
+    return None if result is None else mismatch(name, position, method, result)
+
+
+def is_direction_as_said(name: str) -> bool:
+    """Whether the cell before a method says backwards exactly where the gradient is turned around."""
+    if name not in ROWS or name in WRAPPERS or is_slow(name):
+        return True
+    return turns_around(name) == (verdict(name, "before")[0] == "backwards")
 
 
 def numbering() -> dict[str, int]:
@@ -93,7 +105,7 @@ def numbering() -> dict[str, int]:
         for names in TABLES.values()
         for name in names
         for position in columns(name)
-        if (key := verdict(name, position)[1])
+        for key in notes(name, position)
     ]
     return {key: number for number, key in enumerate(dict.fromkeys(keys), start=1)}
 
@@ -102,8 +114,9 @@ def text_of(name: str, position: str) -> str:
     """A cell of a table."""
     if name == "MultiSteps" and position != "around":
         return "–"
-    word, key = verdict(name, position)
-    return word if key is None else f"{word} ({numbering()[key]})"
+    word, _ = verdict(name, position)
+    numbers = [str(numbering()[key]) for key in notes(name, position)]
+    return f"{word} ({', '.join(numbers)})" if numbers else word
 
 
 def tables() -> str:
@@ -129,7 +142,9 @@ def main() -> int:
     wrong, seen, runs, start = [], set(), 0, time.monotonic()
     for title, names in TABLES.items():
         for name in names:
-            for cell in cells(methods_for(name), [name]):
+            if not is_direction_as_said(name):
+                wrong.append(f"{name} | before | backwards, or it should not say so")
+            for cell in cells([name]):
                 reason = check(*cell)
                 if reason is None:
                     continue
@@ -150,6 +165,8 @@ def main() -> int:
         methods=len(METHODS),
         some=", ".join(f"`{name}`" for name in ONE_OF_EACH_KIND),
         every=" and ".join(f"`{name}`" for name in WITH_EVERY_METHOD[:2]),
+        asking=" and ".join(f"`{name}`" for name in ASKING),
+        tolerance=f"{TOLERANCE:.0e}".replace("e-0", "e-"),
         runs=runs,
         slow=", ".join(slow),
     )

@@ -86,6 +86,26 @@ NOTES: dict[str, Note] = {
         "part.",
         "hands on the gradient of",
     ),
+    "loss inside": Note(
+        "With `ncsam` refused: its first stage evaluates the loss, which needs all parameters. Pass "
+        "`mask=` to the method.",
+        "pass mask= to the method in place of wrapping this stage",
+    ),
+    "flatten inside": Note(
+        "With `ncsam` the loss is called with one vector and fails; a note on its error says why. "
+        "Leave `flatten` out.",
+        "optax.flatten around this stage",
+    ),
+    "dropped inside": Note(
+        "With `ncsam` refused: its first stage evaluates the loss, and the wrapper drops `loss_fn`. "
+        "Leave it out.",
+        "drops extra arguments",
+    ),
+    "galore inside": Note(
+        "With `asam` refused: its first stage reads the parameters, and the wrapper drops them. "
+        "Leave it out.",
+        "as optax.contrib.scale_by_galore does",
+    ),
     "flatten": Note(
         "The loss is called with one vector and fails; a note on its error says why. Put the "
         "method in front: `chain(method, flatten(optimizer))`. It is right where the parameters "
@@ -150,6 +170,18 @@ _SINGLE: dict[tuple[str, str], tuple[Word, str]] = {
     ("contrib.scale_by_galore (base_optimizer)", "combination"): ("refused", "drops clean_grads"),
 }
 
+# First stages that ask for more than the gradient: what a wrapper makes of those of one method.
+WITH_ONE_METHOD: dict[tuple[str, str], dict[str, tuple[Word, str]]] = {
+    **{(name, "stage 1"): {"ncsam": ("refused", "loss inside")} for name in _HIDING},
+    ("flatten", "stage 1"): {"ncsam": ("refused", "flatten inside")},
+    ("MultiSteps.gradient_transformation", "stage 1"): {"ncsam": ("refused", "dropped inside")},
+    ("contrib.split_real_and_imaginary", "stage 1"): {"ncsam": ("refused", "dropped inside")},
+    ("contrib.scale_by_galore (base_optimizer)", "stage 1"): {
+        "ncsam": ("refused", "dropped inside"),
+        "asam": ("refused", "galore inside"),
+    },
+}
+
 
 def columns(name: str) -> tuple[str, ...]:
     """The columns of the table that a row is in."""
@@ -160,8 +192,11 @@ def columns(name: str) -> tuple[str, ...]:
     return tuple(position for position in POSITIONS if position != "around")
 
 
-def verdict(name: str, position: str) -> tuple[Word, str | None]:
-    """The word of a cell, and the key of its note."""
+def verdict(name: str, position: str, method: str = "") -> tuple[Word, str | None]:
+    """The word of a cell, and the key of its note; with a method, where that is an exception."""
+    exceptions = WITH_ONE_METHOD.get((name, position), {})
+    if method in exceptions:
+        return exceptions[method]
     if name in SCHEDULES:
         return "right", None
     if (name, position) in _SINGLE:
@@ -187,9 +222,16 @@ def verdict(name: str, position: str) -> tuple[Word, str | None]:
     return "right", None
 
 
-def mismatch(name: str, position: str, result: Result) -> str:
+def notes(name: str, position: str) -> list[str]:
+    """The keys of the notes of a cell: its own, and those of the methods that are exceptions."""
+    exceptions = WITH_ONE_METHOD.get((name, position), {})
+    keys = [verdict(name, position)[1], *(key for _, key in exceptions.values())]
+    return [key for key in keys if key]
+
+
+def mismatch(name: str, position: str, method: str, result: Result) -> str:
     """Why a result is not what is expected of its cell; empty if it is."""
-    word, key = verdict(name, position)
+    word, key = verdict(name, position, method)
     error = result.error
     if word == "refused":
         note = NOTES[key or ""]
