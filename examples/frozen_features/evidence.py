@@ -1,7 +1,7 @@
 """The evidence: every method with the same number of trials, chosen on noisy held-out labels.
 
     python -m examples.frozen_features.evidence --data DIR --output DIR
-    python -m examples.frozen_features.evidence --output DIR --summary
+    python -m examples.frozen_features.evidence --output DIR --summary --tables docs/results/DIR
 
 Protocol: twelve trials per contender over ρ, weight decay and learning rate (or the strength of a
 loss), seed 0, trained without a held-out part of the noisy labels, which chooses one; then five seeds
@@ -74,6 +74,9 @@ class Command:
     summary: bool = False
     """Run nothing, print what is known."""
 
+    tables: Path | None = None
+    """Folder for a Markdown table per data set and the runs without their curves."""
+
 
 def load_set(name: str, folder: Path | None) -> Features:
     """A data set by its name in studies.py."""
@@ -141,6 +144,17 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
 
 def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, sort_keys=True) + "\n"
+
+
+def publish(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Writes the tables, and the runs in a file that another run of this program goes on from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in DATA:
+        lines = summary.table(rows, name)
+        if lines:
+            write_atomically(folder / f"{name}.md", summary.markdown(lines).encode())
+    runs = "".join(_line({k: v for k, v in row.items() if "curve" not in k}) for row in rows)
+    write_atomically(folder / "runs.jsonl", runs.encode())
 
 
 class Bench:
@@ -315,7 +329,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if not command.summary:
             run(command)
-        summary.show(read_runs(command.output / "runs.jsonl"))
+        rows = read_runs(command.output / "runs.jsonl")
+        summary.show(rows)
+        if command.tables is not None:
+            publish(rows, command.tables)
     except (DataError, FolderError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

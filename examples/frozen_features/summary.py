@@ -95,6 +95,14 @@ def line(rows: list[dict[str, Any]], name: str, contender: Contender) -> str:
     return f"{name}: " + "  ".join(found[0] if found else (contender.name, "unfinished"))
 
 
+def markdown(lines: list[tuple[str, ...]]) -> str:
+    """The table of a data set."""
+    headings = ("contender", "ρ, decay, rate, strength", "test accuracy [%]", "minus tuned SGD")
+    headings += ("memorized [%]", "suspects' AUROC", "seconds per run")
+    rows = [headings, ("---", "---", *["---:"] * (len(headings) - 2)), *lines]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     """A table per data set."""
     for name in DATA:

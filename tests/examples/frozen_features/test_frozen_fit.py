@@ -1,6 +1,7 @@
 """The whole program at tiny size: its files, its bits, its resuming, its errors."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -250,8 +251,18 @@ def test_the_evidence_goes_on_and_is_summed_up(tmp_path, monkeypatch, capsys):
     assert sorted(sgd) == [0, 1, 2, 3, 4]
     assert {row["rows"] for row in sgd.values()} == {120}
     assert f"{100 * np.mean([row['test'] for row in sgd.values()]):.2f}" in by_name["SGD"][2]
-    summary.show(rows)
+    evidence.main(["--output", str(tmp_path), "--summary", "--tables", str(tmp_path / "tables")])
     assert "early" in capsys.readouterr().out
+    table = (tmp_path / "tables" / "digits.md").read_text().splitlines()
+    assert len(table) == 2 + 3
+    assert table[2].startswith("| SGD | 0, ")
+    # A run that has these rows in its folder has nothing left to do.
+    (tmp_path / "other").mkdir()
+    published = (tmp_path / "tables" / "runs.jsonl").read_text()
+    assert "curve" not in published
+    (tmp_path / "other" / "runs.jsonl").write_text(published)
+    evidence.run(dataclasses.replace(command, output=tmp_path / "other"))
+    assert (tmp_path / "other" / "runs.jsonl").read_text() == published
     with pytest.raises(DataError, match="--contenders: 'X'"):
         evidence.run(evidence.Command(tmp_path, contenders=("X",)))
 
