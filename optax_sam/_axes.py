@@ -123,7 +123,7 @@ def mean(tree: Any, axis_name: AxisName, share: jax.Array | None = None) -> Any:
 def share_of_weight(weight: jax.Array, axis_name: AxisName) -> jax.Array:
     """What a device counts beside the others: its weight over the mean weight; 1 where all are 0."""
     average = mean(weight, axis_name)
-    return jnp.where(average == 0, 1, weight / jnp.where(average == 0, 1, average))
+    return jnp.where(average == 0, 1, _tree.divide_or_zero(weight, average))
 
 
 def check_averaged(loss: jax.Array, params: chex.ArrayTree, axis_name: AxisName) -> None:
