@@ -74,8 +74,9 @@ AREAS: dict[str, tuple[list[str], list[str]]] = {
 
 # What runs where an area's own tests pass: the promises that all methods and arguments share.
 SHARED = [
-    "tests/test_bad_input.py", "tests/test_limits.py", "tests/test_documentation.py", "tests/test_contracts.py",
-    "tests/test_groups.py", "tests/test_explain.py", "tests/test_optax_wrappers.py",
+    "tests/test_bad_input.py", "tests/test_limits.py", "tests/test_documentation.py",
+    "tests/test_contracts.py", "tests/test_groups.py", "tests/test_explain.py",
+    "tests/test_optax_wrappers.py",
 ]  # fmt: skip
 
 # Unions in annotations look like arithmetic, and one variant per place is enough.
