@@ -1110,6 +1110,7 @@ NOISE_MISTAKES = (
     ),
     ("labels", "ragged", ([[0], [0, 1]], 0.4, 5), ValueError, "list", "different lengths"),
     ("labels", "too large", ([0, 5], 0.4, 5), ValueError, "0 to 5", "raise num_classes"),
+    ("labels", "far too large", ([0, 9], 0.4, 5), ValueError, "0 to 9", "raise num_classes"),
     (
         "labels",
         "too small a dtype",

@@ -75,6 +75,10 @@ class TestMemorization:
         assert (without.memorized, without.clean_fit) == (0.5, 0.5)
         assert np.isnan(without.recovered)
 
+    def test_a_batch_may_lack_a_class(self):
+        result = memorization(self.LOGITS, np.array([1, 1, 2, 1]), self.CHANGED)
+        assert (result.memorized, result.clean_fit) == (0.0, 1.0)
+
     def test_no_such_example_is_nan(self):
         none = np.zeros(4, bool)
         assert np.isnan(memorization(self.LOGITS, self.NOISY, none).memorized)
@@ -132,7 +136,7 @@ class TestMemorization:
             transform(memorization)(**arguments | change)
 
     @pytest.mark.parametrize("name", ["noisy_labels", "true_labels"])
-    @pytest.mark.parametrize("bad", [-1, 3])
+    @pytest.mark.parametrize("bad", [-1, 3, 7])
     def test_refuses_labels_outside_of_the_classes_where_it_sees_them(self, name, bad):
         arguments = {"noisy_labels": self.NOISY, "true_labels": self.TRUE}
         arguments[name] = np.array([0, 1, 2, bad])
