@@ -1,8 +1,8 @@
 """What the methods cost in compiled FLOPs: the numbers that the design promises, on small networks.
 
-FLOPs are deterministic, so they can be asserted where wall clock cannot. The networks compile in about a
-second, and their batches are large enough that the methods' arithmetic on the parameters is below one
-percent of a gradient.
+FLOPs are deterministic, so they can be asserted where wall clock cannot. The networks compile in a
+second or two, and their batches are large enough that the methods' arithmetic on the parameters is
+below one percent of a gradient.
 """
 
 import functools
