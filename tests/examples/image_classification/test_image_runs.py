@@ -48,11 +48,12 @@ def checkpoint_record(folder, epoch):
     return json.loads((folder / "checkpoints" / str(epoch) / "record" / "metadata").read_text())
 
 
-def test_a_run_writes_its_files_and_resumes_to_the_same_bits(tmp_path):
+def test_a_run_writes_its_files_and_resumes_to_the_same_bits(tmp_path, monkeypatch):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     results = train.train(dataclasses.replace(TINY, output=straight))
     assert {path.name for path in straight.iterdir()} == FILES
     assert results["last"]["epoch"] == 2
+    monkeypatch.setattr(train.figures, "plot_run", lambda *_: None)  # they take as long as a run
 
     # As a run that was killed behind its first epoch, whose files told of a second already.
     shutil.copytree(straight, resumed)
@@ -328,8 +329,11 @@ def wait_for(condition, process):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(tmp_path, capsys):
+def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
+    tmp_path, capsys, monkeypatch
+):
     """The processes in between have as many devices as this one."""
+    monkeypatch.setattr(train.figures, "plot_run", lambda *_: None)  # here; they draw
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     flags = ["digits", *FLAGS, "--epochs", "6", "--output"]
     config = train.parse([*flags, str(straight)]).settings
@@ -375,8 +379,9 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(tmp_path, 
 
 
 @pytest.mark.slow
-def test_two_processes_with_two_devices_give_the_result_of_one(tmp_path):
+def test_two_processes_with_two_devices_give_the_result_of_one(tmp_path, monkeypatch):
     config = dataclasses.replace(TINY, method="saner", norm="batch", momentum=0.9)
+    monkeypatch.setattr(train.figures, "plot_run", lambda *_: None)  # here; they draw
     alone = train.train(dataclasses.replace(config, output=tmp_path / "alone"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
