@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from benchmarks.architectures import Network, Problem
 from benchmarks.training_steps import Row
 from optax_sam._cost import multiplications
+from optax_sam._jaxprs import inner_jaxprs, open_and_constants
 
 LOOPS = {"scan", "while"}
 BRANCHES = "branches"
@@ -95,20 +96,21 @@ def _compiled(step, problem: Problem, quickly: bool):
     options = QUICK if quickly and jax.default_backend() == "cpu" else None
     program = traced.lower().compile(options)
     seconds = time.perf_counter() - started
-    used = set(_loops(traced.jaxpr.eqns))
+    used = set(_loops(traced.jaxpr))
     least, most = multiplications(traced.jaxpr)
     return program, arguments, used if least == most else {*used, BRANCHES}, seconds
 
 
-def _loops(equations: Iterable[Any]) -> Iterable[str]:
-    """The names of the loops in a traced program, at any depth."""
-    for equation in equations:
-        if equation.primitive.name in LOOPS:
-            yield equation.primitive.name
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(inner, "jaxpr", inner)  # closed or open
-                yield from _loops(getattr(inner, "eqns", ()))
+def _loops(program: Any) -> Iterable[str]:
+    """The names of the loops with matrix products in a traced program, at any depth.
+
+    A norm is a loop as well, but its body runs once, as it is counted, unless a square overflows.
+    """
+    for equation in open_and_constants(program)[0].eqns:
+        for _, inner in inner_jaxprs(equation):
+            if equation.primitive.name in LOOPS and multiplications(inner).most:
+                yield equation.primitive.name
+            yield from _loops(inner)
 
 
 def interleave(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:

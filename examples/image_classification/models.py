@@ -16,20 +16,21 @@ convolution_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class CNN(nn.Module):
-    """Three 3 × 3 convolutions with normalization and stride 2, and a hidden dense layer.
+    """3 × 3 convolutions with normalization and stride 2, and a hidden dense layer.
 
     Cheap on a CPU, where the gradient of max-pooling is slow, and with the hidden layer large enough
-    to memorize wrong labels in a few epochs.
+    to memorize wrong labels in a few epochs. ``factors`` times ``width`` are the convolutions' widths.
     """
 
     num_classes: int
     norm: Norm
     width: int
     dtype: Any
+    factors: tuple[int, ...] = (1, 2, 4)
 
     @nn.compact
     def __call__(self, x: jax.Array, training: bool) -> jax.Array:
-        for factor in (1, 2, 4):
+        for factor in self.factors:
             x = _convolution(self.width * factor, 3, 2, self.dtype)(x)
             x = nn.relu(self.norm(training)(x))
         x = nn.relu(nn.Dense(8 * self.width, dtype=self.dtype)(x.reshape(x.shape[0], -1)))

@@ -10,7 +10,7 @@ from tests.clients.by_hand import RHO
 from tests.problems import apply_mlp, examples, mlp_parameters
 
 STEPS = 3
-inputs, labels = examples()
+inputs, labels = examples(batch_size=4)
 optimizer = optax.chain(
     optax.contrib.differentially_private_aggregate(l2_norm_clip=0.5, noise_multiplier=0.1, key=0),
     optax.sgd(0.1),

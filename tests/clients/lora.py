@@ -67,7 +67,10 @@ def with_sam_by_hand():
 
 def initial():
     down = jax.random.normal(jax.random.key(3), (4, 2))
-    return {"frozen": mlp_parameters(), "adapter": {"down": down, "up": jnp.full((2, 6), 0.1)}}
+    return {
+        "frozen": mlp_parameters(),
+        "adapter": {"down": down, "up": jnp.full((2, 6), 0.1, jnp.float32)},
+    }
 
 
 def train(train_step, tx, params):

@@ -1,5 +1,6 @@
 """The one-page examples: they run, they learn, and they do what their comments promise."""
 
+import functools
 import importlib.util
 import re
 from pathlib import Path
@@ -35,26 +36,34 @@ def test_it_learns_and_is_deterministic(name, capsys):
     assert capsys.readouterr().out == first
 
 
-@pytest.fixture
+@functools.cache
 def problem():
+    """Inputs, labels, and the first variables of the network."""
     inputs = jax.random.normal(jax.random.key(1), (32, 64))
-    return inputs, jnp.arange(32) % 10
+    initialize = jax.jit(load("batch_norm_and_dropout").model.init, static_argnames="training")
+    return inputs, jnp.arange(32) % 10, initialize(jax.random.key(0), inputs, training=False)
 
 
-def first_step(tx, problem):
+def first_step(tx):
     example = load("batch_norm_and_dropout")
     example.tx = tx
-    variables = example.model.init(jax.random.key(0), problem[0], training=False)
+    inputs, labels, variables = problem()
     params, batch_stats = variables["params"], variables["batch_stats"]
     state = example.TrainState(params, batch_stats, tx.init(params))
-    return example, state, example.train_step(state, jax.random.key(2), *problem)[0]
+    return example, state, example.train_step(state, jax.random.key(2), inputs, labels)[0]
+
+
+@functools.cache
+def first_step_of_sgd():
+    return first_step(optax.with_extra_args_support(optax.sgd(0.1)))[-1]
 
 
 @pytest.mark.parametrize("method", [optax_sam.sam, optax_sam.jsam])
-def test_the_batch_statistics_are_those_of_the_clean_pass(method, problem):
+def test_the_batch_statistics_are_those_of_the_clean_pass(method):
     tx = optax.chain(method(rho=5.0), optax.sgd(0.1))
-    example, state, after = first_step(tx, problem)
-    _, (_, clean) = example.forward(state.batch_stats, jax.random.key(2), state.params, problem[0])
+    example, state, after = first_step(tx)
+    forward = jax.jit(example.forward)
+    _, (_, clean) = forward(state.batch_stats, jax.random.key(2), state.params, problem()[0])
     for got, expected, before in zip(
         *map(jax.tree.leaves, (after.batch_stats, clean, state.batch_stats)), strict=True
     ):
@@ -63,10 +72,10 @@ def test_the_batch_statistics_are_those_of_the_clean_pass(method, problem):
 
 
 @pytest.mark.parametrize("method", [optax_sam.sam, optax_sam.jsam])
-def test_both_passes_use_the_same_dropout_mask(method, problem):
+def test_both_passes_use_the_same_dropout_mask(method):
     # With rho = 0 the perturbed pass is the clean one, unless it draws another mask.
-    *_, expected = first_step(optax.with_extra_args_support(optax.sgd(0.1)), problem)
-    *_, after = first_step(optax.chain(method(rho=0.0), optax.sgd(0.1)), problem)
+    expected = first_step_of_sgd()
+    *_, after = first_step(optax.chain(method(rho=0.0), optax.sgd(0.1)))
     for got, wanted in zip(
         jax.tree.leaves(after.params), jax.tree.leaves(expected.params), strict=True
     ):

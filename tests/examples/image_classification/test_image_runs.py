@@ -48,11 +48,12 @@ def checkpoint_record(folder, epoch):
     return json.loads((folder / "checkpoints" / str(epoch) / "record" / "metadata").read_text())
 
 
-def test_a_run_writes_its_files_and_resumes_to_the_same_bits(tmp_path):
+def test_a_run_writes_its_files_and_resumes_to_the_same_bits(tmp_path, monkeypatch):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     results = train.train(dataclasses.replace(TINY, output=straight))
     assert {path.name for path in straight.iterdir()} == FILES
     assert results["last"]["epoch"] == 2
+    monkeypatch.setattr(train.figures, "plot_run", lambda *_: None)  # they take as long as a run
 
     # As a run that was killed behind its first epoch, whose files told of a second already.
     shutil.copytree(straight, resumed)
@@ -288,20 +289,6 @@ def test_compare_refuses_other_files_with_the_names_of_a_run(name, content, tmp_
         compare.read_run(run)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Programs that one process has compiled, for the next."""
-    return tmp_path_factory.mktemp("compilation_cache")
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The results of one process with one device."""
-    folder = tmp_path_factory.mktemp("alone") / "run"
-    config = dataclasses.replace(TINY, method="saner", norm="batch", momentum=0.9, output=folder)
-    return train.train(config)
-
-
 # A process that was started in the background ignores interrupts.
 INTERRUPTIBLE = """
 import runpy, signal
@@ -309,26 +296,28 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 runpy.run_module("examples.image_classification.train", run_name="__main__", alter_sys=True)
 """
 
+# The documented command, and a second run of the same processes.
+TWO_RUNS = """
+import sys
+from examples.image_classification import train
+folder, coordinator, process, *flags = sys.argv[1:]
+join = ["--distributed", "--coordinator", coordinator, "--processes", "2", "--process", process]
+join += ["--simulated-devices", "2"]
+train.main([*flags, "--parallel", "jit", "--output", folder + "/jit", *join])
+train.main([*flags, "--parallel", "pmap", "--output", folder + "/pmap"])
+"""
 
-def start(*command, cache):
+
+def start(*command):
+    """A process that takes what this one has compiled, and may write there: this one waits for it."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
-
-
-def start_train(*flags, cache):
-    return start(sys.executable, "-c", INTERRUPTIBLE, "digits", *FLAGS, *flags, cache=cache)
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
 
 
 def wait_for(condition, process):
@@ -340,19 +329,35 @@ def wait_for(condition, process):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(tmp_path, cache):
+def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
+    tmp_path, capsys, monkeypatch
+):
+    """The processes in between have as many devices as this one."""
+    monkeypatch.setattr(train.figures, "plot_run", lambda *_: None)  # here; they draw
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    flags = ["--epochs", "6", "--output"]
-    finish(start_train(*flags, str(straight), cache=cache))
-    folder = stopped / "checkpoints"
+    flags = ["digits", *FLAGS, "--epochs", "6", "--output"]
+    config = train.parse([*flags, str(straight)]).settings
+    train.train(config)
+    folder, metrics = stopped / "checkpoints", stopped / "metrics.csv"
 
     def saving(epoch):
         """A save of this epoch or a later one is under way."""
         names = [path.name for path in folder.glob("*tmp*")] if folder.exists() else []
         return any(int(name.split(".")[0]) >= epoch for name in names)
 
-    process = start_train(*flags, str(stopped), cache=cache)
-    wait_for(lambda: (folder / "2").exists(), process)  # behind a save
+    count = str(jax.device_count())
+    command = [
+        sys.executable,
+        "-c",
+        INTERRUPTIBLE,
+        *flags,
+        str(stopped),
+        "--simulated-devices",
+        count,
+    ]
+    process = start(*command)
+    # Behind a save: one that is interrupted may leave Python a half-made event loop to complain about.
+    wait_for(lambda: metrics.exists() and len(logs.read_csv(metrics)) >= 2, process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate()
     assert process.returncode == 130
@@ -360,40 +365,41 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(tmp_path, 
     *_, interrupted, go_on = output.splitlines()
     assert interrupted == "interrupted. To go on:"
 
-    process = start(*shlex.split(go_on), cache=cache)
+    process = start(*shlex.split(go_on))
     wait_for(lambda: saving(4), process)  # during one
     process.send_signal(signal.SIGKILL)
     process.communicate()
     complete = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
-    assert max(complete) >= len(logs.read_csv(stopped / "metrics.csv"))  # what was told is not lost
+    assert max(complete) >= len(logs.read_csv(metrics))  # what was told is not lost
 
-    output = finish(start(*shlex.split(go_on), cache=cache))
-    assert "resumed after epoch" in output
+    train.train(dataclasses.replace(config, output=stopped, resume=True))
+    assert f"resumed after epoch {max(complete)}" in capsys.readouterr().out
     one, other = (checkpoint_record(run, 6) for run in (straight, stopped))
     assert one["arrays_sha256"] == other["arrays_sha256"]
     assert without_times(one["rows"]) == without_times(other["rows"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_two_processes_with_two_devices_give_the_result_of_one(mode, tmp_path, cache, alone):
-    """The documented command."""
+def test_two_processes_with_two_devices_give_the_result_of_one(tmp_path, monkeypatch):
+    config = dataclasses.replace(TINY, method="saner", norm="batch", momentum=0.9)
+    monkeypatch.setattr(train.figures, "plot_run", lambda *_: None)  # here; they draw
+    alone = train.train(dataclasses.replace(config, output=tmp_path / "alone"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = tmp_path / "run"
-    flags = ["--norm", "batch", "--epochs", "2", "--parallel", mode]
-    flags += ["--output", str(folder), "--distributed", "--coordinator", f"127.0.0.1:{port}"]
-    flags += ["--processes", "2", "--simulated-devices", "2"]
-    processes = [start_train(*flags, "--process", str(number), cache=cache) for number in (0, 1)]
-    outputs = [finish(process) for process in processes]
-    assert "4 cpu device(s)" in outputs[0]
+    command = [sys.executable, "-c", TWO_RUNS, str(tmp_path), f"127.0.0.1:{port}"]
+    flags = ["digits", *FLAGS, "--norm", "batch", "--epochs", "2"]
+    processes = [start(*command, number, *flags) for number in "01"]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
     assert "epoch" not in outputs[1]  # one process tells
 
-    together = json.loads((folder / "results.json").read_text())
-    assert together["devices"] == 4
-    for name in ("loss", "train_accuracy", "test_accuracy", "memorized", "down_weighted"):
-        assert together["last"][name] == pytest.approx(alone["last"][name], rel=1e-4), name
+    for mode in ("jit", "pmap"):
+        assert f"4 cpu device(s), {mode}" in outputs[0]
+        together = json.loads((tmp_path / mode / "results.json").read_text())
+        assert together["devices"] == 4
+        for name in ("loss", "train_accuracy", "test_accuracy", "memorized", "down_weighted"):
+            assert together["last"][name] == pytest.approx(alone["last"][name], rel=1e-4), name
 
 
 def test_the_nnx_page_learns(capsys):
