@@ -138,3 +138,22 @@ def test_capture_refuses_a_layer_that_is_not_called_once(layer):
     times = 2 if layer == "layers_2" else 0
     with pytest.raises(ValueError, match=rf"'{layer}' was called {times} times.*\['layers_2'\]"):
         capture_layer_input(model, layer)(variables, INPUTS)
+
+
+def test_capture_gives_the_first_argument_of_the_layer():
+    class Scaled(nn.Module):
+        @nn.compact
+        def __call__(self, x, scale):
+            return scale * nn.Dense(3)(x)
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Scaled(name="head")(jnp.tanh(nn.Dense(4)(x)), 2.0)
+
+    model = Network()
+    variables = model.init(jax.random.key(0), INPUTS)
+    output, hidden = capture_layer_input(model, "head")(variables, INPUTS)
+    first = variables["params"]["Dense_0"]
+    assert_equal(hidden, jnp.tanh(INPUTS @ first["kernel"] + first["bias"]), rtol=1e-6)
+    assert_equal(output, model.apply(variables, INPUTS))
