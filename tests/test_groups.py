@@ -111,6 +111,27 @@ def test_explicit_sharding_gives_the_same(tx, options):
         assert_close(step(*sharded), expected)
 
 
+@pytest.mark.filterwarnings(r"ignore:group_size=4 differentiates")
+def test_statistics_of_a_group_are_its_own():
+    """Batch norm mixes the examples of a group, which is what it does on a device of its own."""
+
+    def apply(params, inputs):
+        hidden = inputs @ params["first"] + params["bias"]
+        hidden = (hidden - hidden.mean(0)) / (hidden.std(0) + 0.1)
+        return jnp.tanh(hidden) @ params["second"]
+
+    def direction(inputs, labels, **options):
+        params, objective = mlp_parameters(), Objective(apply, inputs, labels)
+        tx = optax_sam.asam(RHO, **options)
+        grads = jax.grad(objective)(params)
+        return tx.update(grads, tx.init(params), params, loss_fn=objective)[0]
+
+    inputs, labels = examples(batch_size=8)
+    halves = [direction(inputs[part], labels[part]) for part in (slice(0, 4), slice(4, 8))]
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
+    assert_close(direction(inputs, labels, group_size=4), expected)
+
+
 @pytest.mark.parametrize(("group_size", "microbatch_size"), [(1, None), (None, 8)])
 def test_loops_over_a_sharded_batch_use_all_devices(group_size, microbatch_size):
     """Under jit every microbatch is spread over the devices."""

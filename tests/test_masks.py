@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optax_sam
@@ -129,3 +130,22 @@ def test_a_mask_of_nothing_is_refused(every):
     tx = optax_sam.sam(0.5, mask=every)
     with pytest.raises(ValueError, match=r"mask excludes every parameter.*use the optimizer alone"):
         tx.update(jax.grad(loss_fn)(PARAMS), tx.init(PARAMS), PARAMS, loss_fn=loss_fn)
+
+
+def test_a_gradient_that_is_handed_on_is_refused_on_some_leaves_only():
+    """optax.masked leaves it where its mask is False; a stage that climbs by the gradient is meant."""
+    loss = lambda p: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(p))  # noqa: E731
+    grads = jax.grad(loss)(PARAMS)
+    for stage, is_right in (
+        (optax.masked(optax_sam.normalized(0.1), ONLY_SCALE), False),
+        (optax.identity(), True),
+    ):
+        tx = optax_sam.sharpness_aware(stage)
+        if is_right:
+            updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS, loss_fn=loss)
+            chex.assert_trees_all_close(updates, jax.tree.map(lambda g: 3 * g, grads))
+        else:
+            with pytest.raises(
+                ValueError, match=r"hands on the gradient of \['body'\]\['kernel'\]"
+            ):
+                tx.update(grads, tx.init(PARAMS), PARAMS, loss_fn=loss)
