@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 import optax_sam
+from docs import insert_results
 from tests import test_golden
 
 DOCS = Path(__file__).parent.parent / "docs"
+
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
 FENCE = re.compile(
     r"^(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE
@@ -48,6 +50,30 @@ def test_no_block_escapes():
     for page in PAGES:
         fences = re.findall(r"^ *```\s*(?:python|py)\b.*$", page.read_text(encoding="utf-8"), re.M)
         assert len(fences) == len(blocks_of(page)), name_of(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_results_are_those_that_are_committed(page):
+    """After a result has changed: python docs/insert_results.py."""
+    text = page.read_text(encoding="utf-8")
+    assert insert_results.with_results(text) == text
+
+
+def test_a_result_is_copied_into_its_place():
+    page = "before\n<!-- result: rho_sweep.csv -->\nold\n<!-- end of the result -->\nafter"
+    new = insert_results.with_results(page)
+    assert (new[:7], new[-6:]) == ("before\n", "\nafter")
+    assert "old" not in new
+    assert "\n| method | " in new
+
+
+def test_pages_read_well_where_no_site_is_built():
+    """GitHub shows directives as code; a picture says in words what it shows."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"^```\{(result|toctree|include)\}", text, re.M), name_of(page)
+        for alt in re.findall(r"!\[(.*?)\]\(", text):
+            assert len(alt) > 20, (name_of(page), alt)
 
 
 def methods_text() -> str:

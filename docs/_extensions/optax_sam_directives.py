@@ -1,13 +1,10 @@
-"""Two directives: the reference of the public names, and a committed result.
+"""The reference of the public names, and the tables of contents.
 
 ``public-api`` documents every name of ``optax_sam.__all__`` under the headings that its comments give,
 and then every other public module, such as ``optax_sam.linen``. A new name or module is documented by
 being public.
-
-``result`` shows a table or a figure of ``docs/results``, and the command that makes it.
 """
 
-import csv
 import importlib
 import inspect
 import pkgutil
@@ -127,40 +124,35 @@ class PublicApi(SphinxDirective):
         return self.parse_text_to_nodes(reference(), allow_section_headings=True)
 
 
-def rounded(cell: str) -> str:
-    """Numbers with a fraction to three decimals, anything else as it is."""
-    return f"{float(cell):.3f}" if re.fullmatch(r"-?\d+\.\d{4,}(e-?\d+)?", cell) else cell
+# What stands in the sidebar. It is not written into the pages, where GitHub would show it as code.
+CONTENTS = {
+    "index": {
+        "Guide": """guide/getting_started guide/recipes guide/composing guide/per_example
+            guide/batch_norm_and_dropout guide/devices guide/precision guide/label_noise guide/wrappers
+            composition guide/your_own_stage guide/choosing_rho faq""",
+        "Methods": "methods/index methods/label_noise methods/family",
+        "Reference": "api results/index",
+    },
+    "results/index": {
+        "Results": "family group_size image_classification frozen_features benchmarks"
+    },
+}
 
 
-def markdown_table(path: Path) -> list[str]:
-    """A CSV file as a Markdown table."""
-    with path.open(newline="", encoding="utf-8") as file:
-        header, *rows = [[rounded(cell) for cell in row] for row in csv.reader(file)]
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
-class Result(SphinxDirective):
-    """``result``: the argument names the file, the content is the command that makes it."""
-
-    required_arguments = 1
-    has_content = True
-
-    def run(self) -> list[nodes.Node]:
-        """The result, if it is committed, and the command."""
-        name = self.arguments[0]
-        path = Path(self.env.srcdir) / "results" / name
-        self.env.note_dependency(str(path))
-        if not path.exists():
-            text = [f"`docs/results/{name}` is not part of this build. It is made by"]
-        elif path.suffix == ".csv":
-            text = [*markdown_table(path), "", "Made by"]
-        elif path.suffix == ".md":
-            text = [*path.read_text(encoding="utf-8").splitlines(), "", "Made by"]
-        else:
-            text = [f"![{path.stem}](/results/{name})", "", "Made by"]
-        text += ["", "```console", *(f"$ {line}" for line in self.content), "```"]
-        return self.parse_text_to_nodes("\n".join(text))
+def add_contents(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Adds the hidden tables of contents to a page that has some."""
+    for caption, pages in CONTENTS.get(docname, {}).items():
+        lines = [
+            "",
+            "```{toctree}",
+            ":hidden:",
+            f":caption: {caption}",
+            "",
+            *pages.split(),
+            "```",
+            "",
+        ]
+        source[0] += "\n".join(lines)
 
 
 def resolve_public_name(app, env, node, contnode):
@@ -175,8 +167,8 @@ def resolve_public_name(app, env, node, contnode):
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Registers the directives."""
+    """Registers the directive and the events."""
     app.add_directive("public-api", PublicApi)
-    app.add_directive("result", Result)
+    app.connect("source-read", add_contents)
     app.connect("missing-reference", resolve_public_name)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
