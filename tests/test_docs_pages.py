@@ -76,6 +76,18 @@ def test_pages_read_well_where_no_site_is_built():
             assert len(alt) > 20, (name_of(page), alt)
 
 
+def test_the_citation_is_of_this_version():
+    """In CITATION.cff and in the page; and every method says which paper."""
+    root, page = DOCS.parent, (DOCS / "cite.md").read_text(encoding="utf-8")
+    citation = (root / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {optax_sam.__version__}\n" in citation
+    assert f"version = {{{optax_sam.__version__}}}" in page
+    keys = set(re.findall(r"^@\w+\{(\w+),", page, re.M)) - {"optax_sam"}
+    assert keys == set(re.findall(r"`(\w+\d{4}\w+)`", page))
+    for name in ("sam", "saner", "jsam", "lsam", "ncsam", "asam", "gsam", "friendly_sam", "vasso"):
+        assert f"`{name}`" in page
+
+
 def methods_text() -> str:
     return "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "methods").glob("*.md"))
 

@@ -131,7 +131,7 @@ CONTENTS = {
             guide/batch_norm_and_dropout guide/devices guide/precision guide/label_noise guide/wrappers
             composition guide/your_own_stage guide/choosing_rho faq""",
         "Methods": "methods/index methods/label_noise methods/family",
-        "Reference": "api results/index",
+        "Reference": "api results/index cite",
     },
     "results/index": {
         "Results": "family group_size image_classification frozen_features benchmarks"
