@@ -1272,13 +1272,12 @@ ROWS["explain"] = [
         "objective", "0.5", "the loss of the step"),
     Row("a plain loss for groups", lambda: EXPLAIN(optax_sam.sam(group_size=2), loss_fn, PARAMS),
         TypeError, "loss_fn", "function loss_fn", "optax_sam.Objective(apply_fn, inputs, labels)"),
+    Row("check_independence of a plain loss",
+        lambda: independence.check_independence(loss_fn, PARAMS), TypeError, "loss_fn",
+        "function loss_fn", "optax_sam.Objective(apply_fn, inputs, labels)"),
     Row("group_size does not divide",
         lambda: EXPLAIN(optax_sam.sam(group_size=4), objective(), PARAMS), ValueError,
         "group_size", "4 must divide the batch of 6", "such as 3"),
-]  # fmt: skip
-ROWS["check_independence"] = [
-    Row("a plain loss", lambda: independence.check_independence(loss_fn, PARAMS), TypeError,
-        "loss_fn", "function loss_fn", "optax_sam.Objective(apply_fn, inputs, labels)"),
 ]  # fmt: skip
 
 # --------------------------------------------------------------------------------- frameworks
