@@ -93,7 +93,10 @@ decisions: contextvars.ContextVar[list[Decision] | None] = contextvars.ContextVa
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Engine:
-    """The arguments of :func:`optax_sam.sharpness_aware`, checked, and what is done with them."""
+    """The arguments of :func:`optax_sam.sharpness_aware`, checked, and what is done with them.
+
+    ``length`` is that of a first stage of :class:`KnownLength`, and None for all others.
+    """
 
     perturbation: optax.GradientTransformationExtraArgs
     length: Callable[[optax.OptState, jax.Array], jax.Array] | None

@@ -68,6 +68,14 @@ FAST = {
     "weights of a sum": lambda: optax.chain(optax.scale(0.5), normalized(jnp.float32(0.1))),
 }
 
+HALVED_TWICE = optax.stateless(
+    lambda updates, params: jax.lax.while_loop(
+        lambda carry: carry[0] < 2,
+        lambda carry: (carry[0] + 1, jax.tree.map(lambda leaf: leaf / 2, carry[1])),
+        (0, updates),
+    )[1]
+)
+
 REFUSED = {
     "moving average": (
         lambda: optax.chain(optax_sam.moving_average(0.3), normalized(0.1)),
@@ -78,6 +86,7 @@ REFUSED = {
         lambda: optax.chain(optax_sam.subtract_moving_average(0.9, 0.6), normalized(0.1)),
         "adds something",
     ),
+    "halved in a loop": (lambda: optax.chain(HALVED_TWICE, normalized(0.1)), "through a loop"),
     "adaptive": (lambda: optax_sam.adaptive(0.3), "a factor of its own"),
     "noise compensation": (
         lambda: optax.chain(
