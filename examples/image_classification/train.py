@@ -31,6 +31,7 @@ from .checkpoints import Checkpoint, CheckpointError, CheckpointNotSaved, Checkp
 from .config import Config, differences
 from .data import load, mean_and_deviation, noisy_labels, subset
 from .devices import Devices, start_processes
+from .interrupts import between_steps
 from .models import make_model
 from .output_folder import explain, held, write_atomically
 from .presets import PRESETS
@@ -167,7 +168,13 @@ class Run:
         """The first state, as NumPy arrays."""
         return jax.tree.map(np.asarray, self._initialize())
 
-    def train_epoch(self, state: TrainState, epoch: int, terminal: logs.Terminal):
+    def train_epoch(
+        self,
+        state: TrainState,
+        epoch: int,
+        terminal: logs.Terminal,
+        check_interrupt: Callable[[], None] = lambda: None,
+    ):
         """One epoch: the new state and its row of numbers."""
         start = time.perf_counter()
         done, metrics = self.steps_per_epoch * (epoch - 1), []
@@ -176,6 +183,7 @@ class Run:
             metrics.append(step_metrics)
             done += 1
             terminal.step(done, f"epoch {epoch}")
+            check_interrupt()
         jax.block_until_ready(state)
         seconds = time.perf_counter() - start
         terminal.step(self.steps_per_epoch * epoch, f"epoch {epoch}")
@@ -290,14 +298,13 @@ def _train_from(
             logs.write_csv(folder / "metrics.csv", rows)
     state = run.devices.replicate(state)
     predicted = None
-    with logs.terminal(
-        config.epochs * run.steps_per_epoch, (first - 1) * run.steps_per_epoch, run.writes
-    ) as terminal:
+    steps = (config.epochs * run.steps_per_epoch, (first - 1) * run.steps_per_epoch)
+    with between_steps() as check_interrupt, logs.terminal(*steps, run.writes) as terminal:
         terminal.say(_headline(run))
         if saved:
             terminal.say(f"resumed after epoch {saved.epoch}")
         for epoch in range(first, config.epochs + 1):
-            state, row = run.train_epoch(state, epoch, terminal)
+            state, row = run.train_epoch(state, epoch, terminal, check_interrupt)
             if not np.isfinite(row["loss"]):
                 raise _diverged(f"the loss of epoch {epoch} is {row['loss']}", checkpoints)
             if epoch % config.evaluate_every == 0 or epoch == config.epochs:
@@ -313,6 +320,7 @@ def _train_from(
             if run.writes:
                 logs.write_csv(folder / "metrics.csv", rows)
                 board.write(row)
+            check_interrupt()
     if predicted is None:  # resumed behind the last epoch
         predicted = run.evaluate(state)[1]
     results = _results(run, record, rows)
