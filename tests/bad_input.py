@@ -60,6 +60,10 @@ def loss_fn(params):
     return jnp.sum(params["w"] ** 2)
 
 
+def with_statistics(params, inputs):
+    return apply_fn(params, inputs), {"mean": inputs.mean(0)}
+
+
 def two_arguments(params, batch):
     return jnp.sum(params["w"] * batch)
 
@@ -1211,6 +1215,85 @@ ROWS["diagnostics.memorization"] = [
         ("true_labels", "too few", (SCORES, NOISY, CHANGED, NOISY[:3]), ValueError, "(3,)", "(6,)"),
         ("true_labels", "floats", (SCORES, NOISY, CHANGED, 1.0 * NOISY), TypeError, "float32",
          "integers"),
+    )
+]  # fmt: skip
+RECORDING = diagnostics.start_recording(NOISY)
+ROWS["diagnostics.start_recording"] = [
+    Row(f"labels: {what}", lambda y=labels: diagnostics.start_recording(y), error, "labels", echo,
+        remedy)
+    for what, labels, error, echo, remedy in (
+        ("one-hot", SCORES, ValueError, "(6, 3)", "argmax"),
+        ("none", np.zeros(0, int), ValueError, "(0,)", "at least 1"),
+        ("floats", 1.0 * NOISY, TypeError, "float32", "integers"),
+        ("-1", NOISY - 1, ValueError, "-1", "Leave examples without a label out"),
+    )
+]  # fmt: skip
+ROWS["diagnostics.record_batch"] = [
+    Row(f"{argument}: {what}", lambda a=args: diagnostics.record_batch(*a), error, argument, echo,
+        remedy)
+    for argument, what, args, error, echo, remedy in (
+        ("recording", "labels", (NOISY, SCORES, NOISY), TypeError, "int64[6]", "start_recording"),
+        ("logits", "predictions", (RECORDING, NOISY, np.arange(6)), ValueError, "(6,)",
+         "(6, classes)"),
+        ("logits", "of other examples", (RECORDING, SCORES, np.arange(3)), ValueError, "(6, 3)",
+         "(3, classes)"),
+        ("logits", "one per example", (RECORDING, SCORES[:, :1], np.arange(6)), ValueError,
+         "(6, 1)", "stack zeros and z"),
+        ("logits", "bools", (RECORDING, SCORES > 0, np.arange(6)), TypeError, "bool[6, 3]",
+         "real numbers"),
+        ("logits", "too few classes", (RECORDING, SCORES[:, :2], np.arange(6)), ValueError,
+         "(6, 2) have no class 2", "a logit for every class"),
+        ("indices", "a mask", (RECORDING, SCORES, CHANGED), TypeError, "bool", "integers"),
+        ("indices", "(B, 1)", (RECORDING, SCORES, NOISY[:, None]), ValueError, "(6, 1)", "(B,)"),
+        ("indices", "too large", (RECORDING, SCORES, np.arange(6) + 1), ValueError, "1 to 6",
+         "[0, 6)"),
+        ("indices", "-2", (RECORDING, SCORES, np.arange(6) - 2), ValueError, "-2 to 3", "padding"),
+        ("indices", "twice", (RECORDING, SCORES, NOISY), ValueError, "0 twice",
+         "one after the other"),
+    )
+]  # fmt: skip
+ROWS["diagnostics.record_epoch"] = [
+    Row(f"{argument}: {what}", lambda a=args: diagnostics.record_epoch(*a), error, argument, echo,
+        remedy)
+    for argument, what, args, error, echo, remedy in (
+        ("recording", "None", (None, apply_fn, PARAMS, INPUTS), TypeError, "None",
+         "start_recording"),
+        ("apply_fn", "logits", (RECORDING, SCORES, PARAMS, INPUTS), TypeError, "float64[6, 3]",
+         "(params, inputs) -> logits"),
+        ("apply_fn", "of the parameters only", (RECORDING, loss_fn, PARAMS, INPUTS), TypeError,
+         "loss_fn", "lambda params, inputs"),
+        ("logits", "with batch statistics", (RECORDING, with_statistics, PARAMS, INPUTS), TypeError,
+         "float32[6, 3]", "the logits alone"),
+        ("logits", "the loss", (RECORDING, two_arguments, PARAMS, INPUTS[:, :1, None]), ValueError,
+         "()", "(6, classes)"),
+        ("inputs", "too few", (RECORDING, apply_fn, PARAMS, INPUTS[:3]), ValueError,
+         "float32[3, 4]", "6 labels"),
+        ("inputs", "none", (RECORDING, apply_fn, PARAMS, []), ValueError, "[]", "6 labels"),
+    )
+]  # fmt: skip
+ROWS["diagnostics.record_epoch"] += number(
+    "chunk_size", 0, "at least 1",
+    lambda c: diagnostics.record_epoch(RECORDING, apply_fn, PARAMS, INPUTS, chunk_size=c),
+)  # fmt: skip
+ROWS["diagnostics.training_dynamics"] = [
+    Row("the labels", lambda: diagnostics.training_dynamics(NOISY), TypeError, "recording",
+        "int64[6]", "start_recording"),
+]  # fmt: skip
+ROWS["diagnostics.rank_suspects"] = [
+    Row("by an unknown statistic", lambda: diagnostics.rank_suspects(RECORDING, "aum"), ValueError,
+        "by", "'aum'", "'margin'"),
+    Row("the statistics", lambda: diagnostics.rank_suspects(
+        diagnostics.training_dynamics(RECORDING)), TypeError, "recording", "float32[6]",
+        "start_recording"),
+]  # fmt: skip
+ROWS["diagnostics.auroc"] = [
+    Row(what, lambda a=args: diagnostics.auroc(*a), error, argument, echo, remedy)
+    for what, args, error, argument, echo, remedy in (
+        ("another length", (NOISY, CHANGED[:3]), ValueError, "wrong", "(3,)",
+         "wrong[suspects.examples]"),
+        ("a matrix", (SCORES, SCORES > 0), ValueError, "scores", "(6, 3)", "(n,)"),
+        ("0 and 1", (NOISY, 1 * CHANGED), TypeError, "wrong", "int64", "astype(bool)"),
+        ("words", (np.array(["a"] * 6), CHANGED), TypeError, "scores", "<U1", "real numbers"),
     )
 ]  # fmt: skip
 ROWS["diagnostics.coordinate_shares"] = [

@@ -27,6 +27,7 @@ import numpy as np
 import tyro
 
 from optax_sam import label_noise
+from optax_sam.diagnostics import auroc
 
 from . import summary
 from .config import Config
@@ -36,7 +37,6 @@ from .folder import Folder, FolderError, npz_bytes, write_atomically
 from .recipes import Recipe
 from .search import MOST_LANES
 from .studies import DATA, STUDIES, Contender, Trial, schedule
-from .suspects import auroc
 from .train import Lane, Trainer, probabilities
 
 SEEDS = (0, 1, 2, 3, 4)

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from optax_sam.diagnostics import auroc
+
 from .train import probabilities
 
 
@@ -66,25 +68,6 @@ def quoted(name: str) -> str:
     if name.startswith(("=", "+", "-", "@")) and not name[1:].isdigit():
         name = "'" + name  # a spreadsheet would run it
     return '"' + name.replace('"', '""') + '"' if any(c in name for c in ',"\r\n') else name
-
-
-def auroc(scores: np.ndarray, wrong: np.ndarray) -> float:
-    """Probability that a wrong label has a higher score than a right one; ties count half.
-
-    Args:
-      scores: higher is more suspicious, shape ``(n,)``.
-      wrong: bool, shape ``(n,)``.
-
-    Returns:
-      In [0, 1]; NaN if all labels are wrong, or none.
-    """
-    count = int(wrong.sum())
-    if count in (0, len(wrong)):
-        return float("nan")
-    _, position, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[position]
-    above = ranks[wrong].sum() - count * (count + 1) / 2
-    return float(above / (count * (len(wrong) - count)))
 
 
 def precision_at(scores: np.ndarray, wrong: np.ndarray, k: int) -> float:

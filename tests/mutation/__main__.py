@@ -64,7 +64,9 @@ AREAS: dict[str, tuple[list[str], list[str]]] = {
     "nnx": (["nnx.py"], ["tests/test_nnx.py"]),
     "equinox": (["equinox.py"], ["tests/test_equinox.py"]),
     "diagnostics": (
-        ["diagnostics/memorization.py", "diagnostics/coordinates.py"], ["tests/test_diagnostics.py"]
+        ["diagnostics/memorization.py", "diagnostics/coordinates.py", "diagnostics/dynamics.py",
+         "diagnostics/suspects.py"],
+        ["tests/test_diagnostics.py", "tests/test_dynamics.py"],
     ),
     "label_noise": (["label_noise.py"], ["tests/test_label_noise.py"]),
     "hyperparameters": (
