@@ -128,8 +128,8 @@ class PublicApi(SphinxDirective):
 CONTENTS = {
     "index": {
         "Guide": """guide/getting_started guide/recipes guide/composing guide/per_example
-            guide/batch_norm_and_dropout guide/devices guide/precision guide/label_noise guide/diagnostics
-            guide/wrappers composition guide/your_own_stage guide/choosing_rho faq""",
+            guide/batch_norm_and_dropout guide/devices guide/precision guide/label_noise
+            guide/diagnostics guide/wrappers composition guide/your_own_stage guide/choosing_rho faq""",
         "Methods": "methods/index methods/label_noise methods/family",
         "Reference": "api results/index cite",
     },
