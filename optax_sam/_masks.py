@@ -27,6 +27,8 @@ def resolve_mask(name: str, mask: MaskOrFunction, params: chex.ArrayTree) -> Mas
             takes="the parameters and nothing else",
             remedy="For paths and leaves use jax.tree_util.tree_map_with_path inside it.",
         )
+    if isinstance(mask, bool) and jax.tree_util.treedef_is_leaf(jax.tree.structure(params)):
+        return mask  # of parameters that are one array
     if isinstance(mask, bool | np.bool_ | jax.Array | np.ndarray | str | Iterator):
         raise TypeError(
             f"{name} must be a pytree of Python bools like the parameters, got {mask!r}. To take "

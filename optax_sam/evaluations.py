@@ -90,7 +90,7 @@ def perturb_then_evaluate(
     """
     check_callable("loss_fn", loss_fn, "Pass the loss as a function of the parameters.")
     _check_perturbation(params, perturbation)
-    if _is_traced((params, perturbation, loss_fn)):
+    if is_traced((params, perturbation, loss_fn)):
         # Inside a caller's jit a second boundary buys nothing, and its cache would keep a closure
         # over the caller's tracers alive.
         return _evaluate(loss_fn, params, perturbation)
@@ -314,7 +314,7 @@ def _warn_of_new_functions(loss_fn: Callable[..., Any]) -> None:
         )
 
 
-def _is_traced(tree: Any) -> bool:
+def is_traced(tree: Any) -> bool:
     # The new array is a tracer inside jit, where a loss may close over tracers unseen.
     leaves = [*jax.tree.leaves(tree), jnp.zeros([])]
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)

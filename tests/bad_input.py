@@ -1296,6 +1296,71 @@ ROWS["diagnostics.auroc"] = [
         ("words", (np.array(["a"] * 6), CHANGED), TypeError, "scores", "<U1", "real numbers"),
     )
 ]  # fmt: skip
+DIRECTION_REMEDY = "a direction in parameter space"
+SAM = optax_sam.sam()
+ROWS["diagnostics.sharpness"] = [
+    Row(what, lambda a=args: diagnostics.sharpness(*a), error, argument, echo, remedy)
+    for what, args, error, argument, echo, remedy in (
+        ("a radius", (0.05, loss_fn, PARAMS), TypeError, "tx", "0.05", "optax_sam.sam(0.05)"),
+        ("no method", (optax.sgd(0.1), loss_fn, PARAMS), ValueError, "tx", "tuple",
+         "optax_sam.sam(0.05)"),
+        ("some steps only", (optax_sam.sam(every_k=2), loss_fn, PARAMS), ValueError, "tx",
+         "SometimesState", "Leave out every_k"),
+        ("another state", (SAM, loss_fn, PARAMS, optax.adam(0.1).init(PARAMS)), ValueError, "tx",
+         "tuple", "optax_sam.sam(0.05)"),
+        ("the value of the loss", (SAM, 0.5, PARAMS), TypeError, "loss_fn", "0.5",
+         "the loss as a function"),
+        ("a loss per example", (SAM, lambda p: p["w"], PARAMS), TypeError, "loss_fn", "(4, 3)",
+         "Take the mean"),
+    )
+]  # fmt: skip
+ROWS["diagnostics.hessian_vector_product"] = [
+    Row("another structure", lambda: diagnostics.hessian_vector_product(loss_fn, PARAMS, OTHER),
+        ValueError, "vector", "{'v': *}", DIRECTION_REMEDY),
+    Row("the value of the loss",
+        lambda: diagnostics.hessian_vector_product(0.5, PARAMS, GRADS), TypeError, "loss_fn",
+        "0.5", "the loss as a function"),
+]  # fmt: skip
+for NAME, COUNT, LEAST in (
+    ("largest_eigenvalue", "steps", 1), ("hessian_trace", "samples", 2),
+    ("hessian_spectrum", "samples", 1), ("hessian_spectrum", "steps", 1),
+):  # fmt: skip
+    FUNCTION = getattr(diagnostics, NAME)
+    ROWS.setdefault(f"diagnostics.{NAME}", []).extend([
+        *number(COUNT, LEAST - 1, f"at least {LEAST}",
+                lambda c, f=FUNCTION, n=COUNT: f(loss_fn, PARAMS, **{n: c})),
+        Row(f"a seed beside {COUNT}", lambda f=FUNCTION: f(loss_fn, PARAMS, seed=None), TypeError,
+            "seed", "None", "an integer"),
+        Row(f"integers beside {COUNT}", lambda f=FUNCTION: f(loss_fn, {"n": LABELS}), ValueError,
+            "params", "int32", "real parameters"),
+        Row(f"a number beside {COUNT}", lambda f=FUNCTION: f(0.5, PARAMS), TypeError, "loss_fn",
+            "0.5", "the loss as a function"),
+    ])  # fmt: skip
+ROWS["diagnostics.filter_normalized"] = [
+    Row("another shape", lambda: diagnostics.filter_normalized(SHORT, PARAMS), ValueError,
+        "direction", "(3,)", DIRECTION_REMEDY),
+    Row("an axis in between", lambda: diagnostics.filter_normalized(GRADS, PARAMS, filter_axis=1),
+        ValueError, "filter_axis", "1", "0 (Equinox, PyTorch)"),
+]  # fmt: skip
+ROWS["diagnostics.loss_line"] = [
+    Row("another structure", lambda: diagnostics.loss_line(loss_fn, PARAMS, OTHER, [0.0, 1.0]),
+        ValueError, "direction", "{'v': *}", DIRECTION_REMEDY),
+    Row("one position", lambda: diagnostics.loss_line(loss_fn, PARAMS, GRADS, 0.5), ValueError,
+        "positions", "()", "jnp.linspace"),
+    Row("the value of the loss", lambda: diagnostics.loss_line(0.5, PARAMS, GRADS, [0.0]),
+        TypeError, "loss_fn", "0.5", "the loss as a function"),
+]  # fmt: skip
+PLANE = diagnostics.loss_plane
+ROWS["diagnostics.loss_plane"] = [
+    Row("the first of another shape", lambda: PLANE(loss_fn, PARAMS, SHORT, GRADS, [0.0], [0.0]),
+        ValueError, "first", "(3,)", DIRECTION_REMEDY),
+    Row("the second of another shape", lambda: PLANE(loss_fn, PARAMS, GRADS, SHORT, [0.0], [0.0]),
+        ValueError, "second", "(3,)", DIRECTION_REMEDY),
+    Row("no first position", lambda: PLANE(loss_fn, PARAMS, GRADS, GRADS, [], [0.0]), ValueError,
+        "first_positions", "(0,)", "jnp.linspace"),
+    Row("a grid", lambda: PLANE(loss_fn, PARAMS, GRADS, GRADS, [0.0], [[0.0]]), ValueError,
+        "second_positions", "(1, 1)", "jnp.linspace"),
+]  # fmt: skip
 ROWS["diagnostics.coordinate_shares"] = [
     Row(what, lambda a=args: diagnostics.coordinate_shares(*a), error, argument, echo, remedy)
     for what, args, error, argument, echo, remedy in (

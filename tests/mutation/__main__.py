@@ -65,8 +65,9 @@ AREAS: dict[str, tuple[list[str], list[str]]] = {
     "equinox": (["equinox.py"], ["tests/test_equinox.py"]),
     "diagnostics": (
         ["diagnostics/memorization.py", "diagnostics/coordinates.py", "diagnostics/dynamics.py",
-         "diagnostics/suspects.py"],
-        ["tests/test_diagnostics.py", "tests/test_dynamics.py"],
+         "diagnostics/suspects.py", "diagnostics/sharpness.py", "diagnostics/curvature.py",
+         "diagnostics/spectrum.py", "diagnostics/slices.py"],
+        ["tests/test_diagnostics.py", "tests/test_dynamics.py", "tests/test_sharpness.py"],
     ),
     "label_noise": (["label_noise.py"], ["tests/test_label_noise.py"]),
     "hyperparameters": (

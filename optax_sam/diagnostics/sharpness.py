@@ -1,0 +1,124 @@
+"""How much the loss rises where a method perturbs the parameters."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import _tree
+from optax_sam._checks import check_leaves
+from optax_sam._stages import SometimesState, contains_method
+from optax_sam.diagnostics._compiled import compiled_for_loss
+from optax_sam.evaluations import value_and_gradients
+from optax_sam.sharpness_aware import get_metrics
+
+
+class Sharpness(NamedTuple):
+    """The result of :func:`sharpness`, four scalars.
+
+    Attributes:
+      loss: L(w).
+      perturbed_loss: L(w + ε); with groups, the mean over the groups of their own losses at their own
+        perturbed points.
+      rise: the difference.
+      perturbation_norm: ‖ε‖; with groups, the mean of the norms.
+    """
+
+    loss: jax.Array
+    perturbed_loss: jax.Array
+    rise: jax.Array
+    perturbation_norm: jax.Array
+
+
+def sharpness(
+    tx: optax.GradientTransformation,
+    loss_fn: Callable[..., Any],
+    params: chex.ArrayTree,
+    opt_state: optax.OptState | None = None,
+) -> Sharpness:
+    r"""The rise of the loss in the ρ-ball, by any method's own perturbation.
+
+    .. math:: S(w) = L(w + \epsilon) - L(w)
+
+    The method says what is measured: ``sam(rho)`` gives sharpness as SAM sees it;
+    ``asam(rho, eta=0.0)`` adaptive sharpness, which re-scaling of the network leaves alone; and
+    ``sam(rho, group_size=m)`` m-sharpness, the mean over the groups of
+    :math:`L_k(w + \epsilon_k) - L_k(w)`. One gradient step gives a lower bound of the largest rise in
+    the ball; ``sam(rho, ascent_steps=n)`` comes closer.
+
+    It costs a gradient and a forward pass. Compare networks at the same ρ, on the same examples and in
+    the same mode of batch statistics.
+
+    Args:
+      tx: the optimizer: a method, or anything with one method inside. Keep it: another one, even if it
+        is equal, is compiled anew.
+      loss_fn: ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`, of which
+        ``microbatch_size`` bounds the memory over a whole data set.
+      params: the parameters w.
+      opt_state: of ``tx``, for methods that remember (Momentum-SAM, VaSSO); None: the initial one.
+
+    Returns:
+      :class:`Sharpness`.
+
+    Raises:
+      ValueError: if ``tx`` has no method in it, several, or one that perturbs in some steps only.
+      TypeError: if ``tx`` is no optimizer, or ``loss_fn`` does not return a scalar loss.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> from optax_sam.diagnostics import sharpness
+      >>> result = sharpness(optax_sam.sam(rho=0.5), lambda w: jnp.sum(w**2), jnp.ones(1))
+      >>> float(result.rise)
+      1.25
+
+    References:
+      Foret et al., ICLR 2021, arXiv 2010.01412, sections 2 and 4.3 (m-sharpness). Kwon et al., ICML
+      2021, arXiv 2102.11600, equation (4) (adaptive sharpness).
+    """
+    if not isinstance(tx, optax.GradientTransformation):
+        raise TypeError(
+            f"tx must be an optimizer with a method in it, such as optax_sam.sam(0.05), got {tx!r}."
+        )
+    check_leaves(params)
+    state = tx.init(params) if opt_state is None else opt_state
+    if not contains_method(state):
+        raise ValueError(
+            "tx has no sharpness-aware method in it, so nothing is perturbed: its state is "
+            f"{type(state).__name__}. Pass e.g. optax_sam.sam(0.05)."
+        )
+    kinds = [type(leaf) for leaf in jax.tree.leaves(state, is_leaf=_is_sometimes)]
+    if SometimesState in kinds:
+        raise ValueError(
+            "tx perturbs in some steps only (SometimesState). Leave out every_k, start_step, stop_step "
+            "and when: what a step without a perturbation would tell is nothing."
+        )
+    result: Sharpness = _measure(loss_fn, params, state, tx=tx)
+    return result
+
+
+def _is_sometimes(leaf: Any) -> bool:
+    return isinstance(leaf, SometimesState)
+
+
+def _of_method(
+    loss_fn: Callable[..., Any],
+    params: chex.ArrayTree,
+    state: optax.OptState,
+    *,
+    tx: optax.GradientTransformation,
+) -> Sharpness:
+    """The whole step is traced, and ``jit`` removes what the loss at w + ε does not need."""
+    value, gradients = value_and_gradients(loss_fn, params)
+    loss = value[0] if isinstance(value, tuple) else value
+    update = optax.with_extra_args_support(tx).update
+    _, state = update(gradients, state, params, loss_fn=loss_fn)
+    metrics = get_metrics(state)
+    perturbed = metrics["perturbed_loss"]
+    loss = loss.astype(jnp.promote_types(perturbed.dtype, _tree.accumulation_dtype(params)))
+    return Sharpness(loss, perturbed, perturbed - loss, metrics["perturbation_norm"])
+
+
+_measure = compiled_for_loss(_of_method, "tx")
