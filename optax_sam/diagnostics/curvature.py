@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from optax_sam import _norms, _tree
@@ -215,7 +216,7 @@ def _top_of_tridiagonal(diagonals: jax.Array, couplings: jax.Array) -> jax.Array
     """
     ended = jnp.concatenate([jnp.zeros(1, bool), jnp.cumsum(couplings == 0) > 0])
     bound = jnp.max(jnp.abs(diagonals)) + 2 * jnp.max(couplings, initial=0)
-    below = -2 * bound - jnp.finfo(bound.dtype).tiny
+    below = -2 * bound - np.finfo(bound.dtype).tiny
     diagonals = jnp.where(ended, below, diagonals)
     matrix = jnp.diag(diagonals) + jnp.diag(couplings, 1) + jnp.diag(couplings, -1)
     vectors: jax.Array = jnp.linalg.eigh(matrix)[1]
