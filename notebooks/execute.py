@@ -1,0 +1,76 @@
+"""Executes the notebooks from top to bottom, and keeps their outputs.
+
+    python notebooks/execute.py                    # all, each written with fresh outputs
+    python notebooks/execute.py quick_start        # one
+    python notebooks/execute.py --check            # nothing is written; ends with 1 if one fails
+
+Before a notebook is written, its first cell is made to install from the repository's address.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from installation import insert_address, repository
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+FOLDER = Path(__file__).parent
+SECONDS_PER_NOTEBOOK = 300
+
+
+def execute(notebook: nbformat.NotebookNode) -> None:
+    """Runs all cells in a fresh kernel, in the folder of the notebooks.
+
+    Args:
+      notebook: gets the outputs.
+
+    Raises:
+      CellExecutionError: of the first cell that fails.
+    """
+    NotebookClient(
+        notebook,
+        timeout=SECONDS_PER_NOTEBOOK,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(FOLDER)}},
+    ).execute()
+    notebook.metadata.language_info = {"name": "python"}  # without the version of this Python
+
+
+def main() -> int:
+    """Executes what the command line names.
+
+    Returns:
+      How many notebooks failed.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    names = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all without; of {names}")
+    parser.add_argument("--check", action="store_true", help="execute, and write nothing")
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.names) - set(names)):
+        parser.error(f"no notebook {unknown}; there are {names}")
+
+    failed = 0
+    for name in arguments.names or names:
+        path = FOLDER / f"{name}.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        insert_address(notebook, name, repository())
+        start = time.perf_counter()
+        try:
+            execute(notebook)
+            if not arguments.check:
+                nbformat.write(notebook, path)
+            outcome = "runs"
+        except CellExecutionError as error:
+            failed += 1
+            outcome = f"FAILS\n{error}"
+        print(f"{name}: {outcome}, {time.perf_counter() - start:.0f} s", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(), 1))

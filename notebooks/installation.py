@@ -1,0 +1,83 @@
+"""The first cell of every notebook, and its badge: both follow from the repository's address.
+
+The address has one place, ``Repository`` under ``[project.urls]`` in ``pyproject.toml``. While there is
+none, a notebook installs from the clone that it lies in, and has no badge.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+COLAB = "https://colab.research.google.com"
+
+
+def repository() -> str | None:
+    """The address of the repository, None while there is none."""
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    address: str | None = tomllib.loads(text)["project"].get("urls", {}).get("Repository")
+    return address
+
+
+def first_cell(address: str | None) -> str:
+    """The source of the cell that installs.
+
+    Args:
+      address: of the repository, or None.
+
+    Returns:
+      IPython code that does nothing where optax_sam is installed.
+    """
+    lines = [
+        "# Installs optax_sam where it is not installed yet, from the clone around this notebook."
+    ]
+    clone = []
+    if address:
+        lines += ["# On Colab, makes that clone first."]
+        clone = [
+            f"    !git clone --quiet --depth 1 {address} optax_sam_clone",
+            "    %cd -q optax_sam_clone/notebooks",
+        ]
+    return "\n".join(
+        [
+            *lines,
+            "import importlib.util",
+            "",
+            'if importlib.util.find_spec("optax_sam") is None:',
+            *clone,
+            '    %pip install --quiet "..[examples]"',
+        ]
+    )
+
+
+def badge(name: str, address: str | None) -> list[str]:
+    """The lines under the title that open the notebook on Colab.
+
+    Args:
+      name: of the notebook, without the suffix.
+      address: of the repository, or None.
+
+    Returns:
+      Markdown; nothing where there is no address, or one that Colab cannot open.
+    """
+    github = "https://github.com/"
+    if not (address or "").startswith(github):
+        return []
+    place = f"{address.removeprefix(github).strip('/')}/blob/main/notebooks/{name}.ipynb"
+    picture = f"{COLAB}/assets/colab-badge.svg"
+    return ["", f"[![Open in Colab]({picture})]({COLAB}/github/{place})"]
+
+
+def insert_address(notebook: Any, name: str, address: str | None) -> None:
+    """Writes badge and first cell into a notebook, whatever was there before.
+
+    Args:
+      notebook: a cell with the title, then the cell that installs; changed in place.
+      name: of the notebook, without the suffix.
+      address: of the repository, or None.
+    """
+    title, _, text = notebook.cells[0].source.partition("\n")
+    lines = text.strip().splitlines()
+    if lines and lines[0].startswith("[![Open in Colab]"):
+        lines = "\n".join(lines[1:]).strip().splitlines()
+    notebook.cells[0].source = "\n".join([title, *badge(name, address), "", *lines])
+    notebook.cells[1].source = first_cell(address)
