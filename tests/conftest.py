@@ -1,5 +1,6 @@
 """Settings under which every test runs: four simulated devices, no warnings, seeded properties."""
 
+import gc
 import os
 import tempfile
 
@@ -32,6 +33,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_compilation_cache_dir", COMPILED.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+# Tracing makes many objects and few cycles: with Python's usual thresholds, a sixth of the time is
+# spent looking for these.
+gc.set_threshold(100_000, 20, 50)
 
 # Compilation makes the first example of a property slow, so a deadline would measure XLA.
 hypothesis.settings.register_profile("default", deadline=None)

@@ -62,6 +62,7 @@ def climbed(params, grads, rho=RHO):
     return jax.tree.map(lambda p, g: p + rho * g / norm, params, grads)
 
 
+@functools.partial(jax.jit, static_argnames=("name", "penalty"))
 def by_hand(name, params, inputs, labels, weights, penalty=nothing):
     """One direction of a method, written out with the weights in the sum."""
 
@@ -97,9 +98,12 @@ def groups_by_hand(name, params, inputs, labels, weights, size, penalty=nothing)
 
 
 def direction_of(tx, inputs, labels, weights, **options):
-    params = mlp_parameters()
-    objective = Objective(apply_mlp, inputs, labels, weights=weights, **options)
-    return tx.update(jax.grad(objective)(params), tx.init(params), params, loss_fn=objective)
+    @jax.jit  # operation by operation, each would be compiled
+    def update(params, inputs, labels, weights):
+        objective = Objective(apply_mlp, inputs, labels, weights=weights, **options)
+        return tx.update(jax.grad(objective)(params), tx.init(params), params, loss_fn=objective)
+
+    return update(mlp_parameters(), inputs, labels, weights)
 
 
 def assert_close(left, right):
@@ -307,7 +311,7 @@ class TestPenalty:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"microbatch_size": 2}, {"group_size": 1}, {"group_size": 4}, {"loss_scale": 2.0**8}],
+    [{}, {"microbatch_size": 2}, {"group_size": 1}, {"loss_scale": 2.0**8}],
     ids=str,
 )
 def test_half_precision_mixes_no_dtypes_by_itself(name, options):
@@ -317,7 +321,8 @@ def test_half_precision_mixes_no_dtypes_by_itself(name, options):
     tx = METHODS[name](RHO, group_size=options.pop("group_size", None))
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), mlp_parameters())
     half = Objective(apply_mlp, inputs.astype(jnp.bfloat16), labels, weights=weights, **options)
-    actual, _ = tx.update(jax.grad(half)(params), tx.init(params), params, loss_fn=half)
+    update = jax.jit(lambda p: tx.update(jax.grad(half)(p), tx.init(p), p, loss_fn=half))
+    actual, _ = update(params)
     chex.assert_trees_all_equal_dtypes(actual, params)
     expected, _ = direction_of(METHODS[name](RHO), inputs, labels, weights)
     size = float(optax.tree.norm(expected))
