@@ -30,7 +30,12 @@ def convolve(kernel, images):
 
 def update(tx, inputs, labels, **options):
     """One update; the options are the objective's."""
-    params, objective = mlp_parameters(), Objective(apply_mlp, inputs, labels, **options)
+    return update_of(tx, Objective(apply_mlp, inputs, labels, **options))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def update_of(tx, objective):
+    params = mlp_parameters()
     grads = jax.grad(objective)(params)
     return tx.update(grads, tx.init(params), params, loss_fn=objective)[0]
 
@@ -121,10 +126,7 @@ def test_statistics_of_a_group_are_its_own():
         return jnp.tanh(hidden) @ params["second"]
 
     def direction(inputs, labels, **options):
-        params, objective = mlp_parameters(), Objective(apply, inputs, labels)
-        tx = optax_sam.asam(RHO, **options)
-        grads = jax.grad(objective)(params)
-        return tx.update(grads, tx.init(params), params, loss_fn=objective)[0]
+        return update_of(optax_sam.asam(RHO, **options), Objective(apply, inputs, labels))
 
     inputs, labels = examples(batch_size=8)
     halves = [direction(inputs[part], labels[part]) for part in (slice(0, 4), slice(4, 8))]

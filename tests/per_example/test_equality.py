@@ -120,9 +120,14 @@ def test_mask(perturbed, size, x64):
 WEIGHTS = jnp.array([0.5, 2.0, 0.0, 0.0, 1.0, 3.0])
 
 
-@pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
-@pytest.mark.parametrize("scale", [None, 1024.0])
+@pytest.mark.parametrize(
+    ("evaluation", "size", "scale"),
+    [
+        *[(evaluation, size, None) for evaluation in EVALUATIONS for size in (1, 2)],
+        ("full", 1, 1024.0),
+        ("jacobian_only", 2, 1024.0),
+    ],
+)
 def test_weights_and_loss_scale(evaluation, size, scale, x64):
     objective, params = problem("few positions", batch=6)
     weighted = objective.replace(

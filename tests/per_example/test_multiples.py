@@ -138,11 +138,11 @@ def steps(make, group_size, fast, monkeypatch):
 
         @compile_quickly
         def run(params, objective):
-            state, directions = tx.init(params), []
-            for _ in range(2):
+            def step(state, _):
                 direction, state = tx.update(params, state, params, loss_fn=objective)
-                directions.append(direction)
-            return directions, state
+                return state, direction
+
+            return jax.lax.scan(step, tx.init(params), length=2)
 
         result = run(params, objective)
     assert bool(calls) == fast
