@@ -95,23 +95,12 @@ def value_fn(params, loss_fn, direction=None):
     return loss_fn(params)
 
 
-# Optimizers behind the method, with the extra arguments that they need themselves.
+# Optimizers behind the method, with the extra arguments that they need themselves. The composition
+# matrix has all of them; here are those that look at more than the direction.
 BEHIND = {
     "sgd": (lambda: optax.sgd(0.1, momentum=0.9, nesterov=True), {}),
-    "adam": (lambda: optax.adam(0.1), {}),
-    "adamw": (lambda: optax.adamw(0.1, weight_decay=0.1), {}),
-    "clipping and weight decay": (
-        lambda: optax.chain(
-            optax.clip_by_global_norm(0.1), optax.add_decayed_weights(0.1), optax.sgd(0.1)
-        ),
-        {},
-    ),
     "muon": (lambda: optax.contrib.muon(0.1), {}),
-    "ademamix": (lambda: optax.contrib.ademamix(0.1), {}),
-    "schedule_free": (lambda: optax.contrib.schedule_free(optax.sgd(0.1), 0.1), {}),
-    "mechanize": (lambda: optax.contrib.mechanize(optax.sgd(0.1)), {}),
     "prodigy": (lambda: optax.contrib.prodigy(), {}),
-    "add_noise": (lambda: optax.chain(optax.add_noise(0.1, 0.5, 0), optax.sgd(0.1)), {}),
     "masked": (
         lambda: optax.chain(
             optax.masked(
