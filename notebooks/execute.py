@@ -35,6 +35,7 @@ def execute(notebook: nbformat.NotebookNode) -> None:
         timeout=SECONDS_PER_NOTEBOOK,
         kernel_name="python3",
         record_timing=False,
+        extra_arguments=["--log-level=ERROR"],  # no warning about local connections
         resources={"metadata": {"path": str(FOLDER)}},
     ).execute()
     notebook.metadata.language_info = {"name": "python"}  # without the version of this Python
