@@ -49,7 +49,18 @@ def last_layer_penalty(
     """
     check_number("activation_coefficient", activation_coefficient, minimum=0)
     check_number("weight_coefficient", weight_coefficient, minimum=0)
+    check_last_layer(activations, kernel)
 
+    def sum_of_squares(array: jax.Array) -> jax.Array:
+        wide = array.astype(_tree.accumulation_dtype(array))
+        return jnp.sum(jnp.square(wide))
+
+    mean_square = sum_of_squares(activations) / activations.shape[0]
+    return activation_coefficient * mean_square + weight_coefficient * sum_of_squares(kernel)
+
+
+def check_last_layer(activations: jax.Array, kernel: jax.Array) -> None:
+    """Refuses what is no input of a layer with examples, and no array of weights."""
     arrays = {"activations": activations, "kernel": kernel}
     for name, array in arrays.items():
         if not is_array_of(array, jnp.floating) and not is_array_of(array, jnp.integer):
@@ -60,12 +71,5 @@ def last_layer_penalty(
     if not activations.shape or not activations.shape[0]:
         raise ValueError(
             f"activations must have shape (B, ...) with B of at least 1, got {activations.shape}. "
-            "The penalty is their mean over the examples."
+            "It is a mean over the examples."
         )
-
-    def sum_of_squares(array: jax.Array) -> jax.Array:
-        wide = array.astype(_tree.accumulation_dtype(array))
-        return jnp.sum(jnp.square(wide))
-
-    mean_square = sum_of_squares(activations) / activations.shape[0]
-    return activation_coefficient * mean_square + weight_coefficient * sum_of_squares(kernel)

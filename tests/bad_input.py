@@ -1361,6 +1361,69 @@ ROWS["diagnostics.loss_plane"] = [
     Row("a grid", lambda: PLANE(loss_fn, PARAMS, GRADS, GRADS, [0.0], [[0.0]]), ValueError,
         "second_positions", "(1, 1)", "jnp.linspace"),
 ]  # fmt: skip
+for NAME, CALL in (
+    (
+        "shares_by_label",
+        lambda loss, wrong: diagnostics.shares_by_label(loss, PARAMS, GRADS, wrong),
+    ),
+    ("damping", lambda loss, wrong: diagnostics.damping(SAM, loss, PARAMS, wrong)),
+):
+    ROWS[f"diagnostics.{NAME}"] = [
+        Row("a plain loss", lambda f=CALL: f(loss_fn, CHANGED), TypeError, "loss_fn",
+            "function loss_fn", "optax_sam.Objective(apply_fn, inputs, labels)"),
+        Row("wrong of other examples", lambda f=CALL: f(objective(), CHANGED[:3]), ValueError,
+            "wrong", "(3,)", "(6,)"),
+        Row("wrong is 0 and 1", lambda f=CALL: f(objective(), 1 * CHANGED), TypeError, "wrong",
+            "int32", "astype(bool)"),
+    ]  # fmt: skip
+ROWS["diagnostics.shares_by_label"] += [
+    Row("ε of another shape", lambda: diagnostics.shares_by_label(
+        objective(), PARAMS, SHORT, CHANGED), ValueError, "perturbation", "(3,)", "the ε of the batch"),
+    *number("ratio_epsilon", -1, "[0, inf)", lambda e: diagnostics.shares_by_label(
+        objective(), PARAMS, GRADS, CHANGED, ratio_epsilon=e)),
+]  # fmt: skip
+ROWS["diagnostics.damping"] += [
+    Row(what, lambda m=method: diagnostics.damping(m, objective(), PARAMS, CHANGED), TypeError,
+        "method", echo, "optax_sam.saner(0.05)")
+    for what, method, echo in (
+        ("a radius", 0.05, "0.05"),
+        ("with the optimizer", optax.chain(optax_sam.sam(), optax.sgd(0.1)), "tuple"),
+        ("a stage", optax_sam.normalized(0.05), "EmptyState"),
+    )
+]  # fmt: skip
+ROWS["diagnostics.factor_changes"] = [
+    Row("a plain loss", lambda: diagnostics.factor_changes(loss_fn, PARAMS, GRADS), TypeError,
+        "loss_fn", "function loss_fn", "optax_sam.Objective(apply_fn, inputs, labels)"),
+    Row("ε of another structure", lambda: diagnostics.factor_changes(objective(), PARAMS, OTHER),
+        ValueError, "perturbation", "{'v': *}", "the ε of the batch"),
+]  # fmt: skip
+ROWS["diagnostics.last_layer_norms"] = [
+    Row("activations in a list", lambda: diagnostics.last_layer_norms([INPUTS], MATRIX), TypeError,
+        "activations", "float32[6, 4]", "one layer's array"),
+    Row("no example", lambda: diagnostics.last_layer_norms(INPUTS[:0], MATRIX), ValueError,
+        "activations", "(0, 4)", "B of at least 1"),
+    Row("no kernel", lambda: diagnostics.last_layer_norms(INPUTS, None), TypeError, "kernel",
+        "NoneType", "one layer's array"),
+]  # fmt: skip
+ROWS["diagnostics.angle"] = [
+    Row("another structure", lambda: diagnostics.angle(GRADS, OTHER), ValueError, "second",
+        "{'v': *}", "vectors in parameter space"),
+    Row("another shape", lambda: diagnostics.angle(GRADS, SHORT), ValueError, "second", "(3,)",
+        "vectors in parameter space"),
+]  # fmt: skip
+COMPENSATION = optax_sam.add_noise_compensation(0.1, flip_ratio=0.5)
+ROWS["diagnostics.compensation_geometry"] = [
+    Row("a plain loss", lambda: diagnostics.compensation_geometry(
+        COMPENSATION, 0.1, loss_fn, PARAMS), TypeError, "loss_fn", "function loss_fn",
+        "optax_sam.Objective(apply_fn, inputs, labels)"),
+    Row("the whole perturbation", lambda: diagnostics.compensation_geometry(
+        optax.chain(optax_sam.normalized(0.1), COMPENSATION), 0.1, objective(), PARAMS), TypeError,
+        "compensation", "tuple", "this stage alone"),
+    Row("a strength", lambda: diagnostics.compensation_geometry(0.1, 0.1, objective(), PARAMS),
+        TypeError, "compensation", "0.1", "optax.GradientTransformation"),
+    *number("rho", -1, "[0, inf)", lambda rho: diagnostics.compensation_geometry(
+        COMPENSATION, rho, objective(), PARAMS)),
+]  # fmt: skip
 ROWS["diagnostics.coordinate_shares"] = [
     Row(what, lambda a=args: diagnostics.coordinate_shares(*a), error, argument, echo, remedy)
     for what, args, error, argument, echo, remedy in (

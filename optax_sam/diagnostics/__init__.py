@@ -1,9 +1,14 @@
 """Instruments to look into a training with label noise.
 
 Which labels are suspect without a correct one (training dynamics), how much of the noise is memorized,
-how sharp the loss is, and the SANER paper's sets of coordinates.
+how sharp the loss is, and how SANER, J-SAM and NCSAM do what they do.
 """
 
+from optax_sam.diagnostics.compensation import (
+    CompensationGeometry,
+    angle,
+    compensation_geometry,
+)
 from optax_sam.diagnostics.coordinates import CoordinateShares, coordinate_shares
 from optax_sam.diagnostics.curvature import (
     Eigenvalue,
@@ -17,6 +22,18 @@ from optax_sam.diagnostics.dynamics import (
     record_epoch,
     start_recording,
     training_dynamics,
+)
+from optax_sam.diagnostics.gradient_factors import (
+    FactorChanges,
+    LastLayerNorms,
+    factor_changes,
+    last_layer_norms,
+)
+from optax_sam.diagnostics.label_gradients import (
+    Damping,
+    SharesByLabel,
+    damping,
+    shares_by_label,
 )
 from optax_sam.diagnostics.memorization import Memorization, memorization
 from optax_sam.diagnostics.sharpness import Sharpness, sharpness
@@ -51,7 +68,20 @@ __all__ = [
     "filter_normalized",
     "loss_line",
     "loss_plane",
-    # Coordinates of the gradient
+    # How SANER works
     "CoordinateShares",
     "coordinate_shares",
+    "SharesByLabel",
+    "shares_by_label",
+    "Damping",
+    "damping",
+    # How J-SAM works
+    "FactorChanges",
+    "factor_changes",
+    "LastLayerNorms",
+    "last_layer_norms",
+    # How NCSAM works
+    "CompensationGeometry",
+    "compensation_geometry",
+    "angle",
 ]

@@ -66,8 +66,10 @@ AREAS: dict[str, tuple[list[str], list[str]]] = {
     "diagnostics": (
         ["diagnostics/memorization.py", "diagnostics/coordinates.py", "diagnostics/dynamics.py",
          "diagnostics/suspects.py", "diagnostics/sharpness.py", "diagnostics/curvature.py",
-         "diagnostics/spectrum.py", "diagnostics/slices.py"],
-        ["tests/test_diagnostics.py", "tests/test_dynamics.py", "tests/test_sharpness.py"],
+         "diagnostics/spectrum.py", "diagnostics/slices.py", "diagnostics/label_gradients.py",
+         "diagnostics/gradient_factors.py", "diagnostics/compensation.py"],
+        ["tests/test_diagnostics.py", "tests/test_dynamics.py", "tests/test_sharpness.py",
+         "tests/test_mechanisms.py"],
     ),
     "label_noise": (["label_noise.py"], ["tests/test_label_noise.py"]),
     "hyperparameters": (
