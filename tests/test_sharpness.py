@@ -191,6 +191,10 @@ class TestCurvature:
         assert result.vector.dtype == jnp.bfloat16
 
 
+def product_of_two(params):
+    return params[0] * params[1]
+
+
 class TestSpectrum:
     def test_trace(self):
         """Random signs are exact on a diagonal Hessian, and within their error on another one."""
@@ -200,6 +204,14 @@ class TestSpectrum:
         result = hessian_trace(quadratic(INDEFINITE), PARAMS, samples=64)
         assert 0 < result.standard_error < 2
         assert abs(result.value + 3) < 3 * result.standard_error
+
+    def test_standard_error_of_two_samples(self):
+        """zᵀHz is 2 or −2, so the mean of two is 0 with the error 2, or ±2 with the error 0."""
+        results = [
+            hessian_trace(product_of_two, jnp.ones(2), samples=2, seed=seed) for seed in range(8)
+        ]
+        found = {(abs(float(r.value)), round(float(r.standard_error), 5)) for r in results}
+        assert found == {(0, 2), (2, 0)}
 
     def test_spectrum(self):
         """With as many steps as dimensions the points are the eigenvalues."""
