@@ -4,11 +4,13 @@ sphinx-build -W -n --keep-going -b html docs docs/_build/html
 """
 
 import sys
+import tomllib
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS / "_extensions"))
 
-import optax_sam
+import optax_sam  # noqa: E402
 
 project = "optax_sam"
 author = "The optax_sam authors"
@@ -16,24 +18,30 @@ copyright = author
 version = release = optax_sam.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
-    "optax_sam_directives",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "api_pages",
+    "name_links",
+    "site_contents",
 ]
 # A page of results is docs/results/NAME.md with a title; the folders beside it are data.
 exclude_patterns = ["_build", "results/*/*"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+# Notebooks are committed with their outputs, and the tests execute them.
+nb_execution_mode = "off"
 
 autosummary_generate = False
 autodoc_member_order = "bysource"
-# optax's unions, spelled out, are unreadable; the docstrings say the types in words.
+# The signatures have the types; the docstrings say in words what they mean.
 autodoc_typehints = "none"
-python_maximum_signature_line_length = 80
+python_maximum_signature_line_length = 60
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
@@ -55,8 +63,24 @@ rst_prolog = """
 # A prime in g' is not an apostrophe.
 smartquotes = False
 
+# Copied commands have no prompt, and no output.
+copybutton_exclude = ".linenos, .gp, .go"
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
 html_theme = "furo"
-html_title = "optax_sam"
+html_title = f"optax_sam {release}"
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
 html_copy_source = False
 html_show_sphinx = False
+
+# The repository's address has one place, pyproject.toml; with it come links to edit a page.
+metadata = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+if repository := metadata.get("urls", {}).get("Repository"):
+    html_theme_options = {
+        "source_repository": repository,
+        "source_branch": "main",
+        "source_directory": "docs/",
+    }

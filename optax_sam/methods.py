@@ -198,8 +198,8 @@ def sam(
       [-0.66, -0.88]
 
     References:
-      Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021,
-      arXiv 2010.01412, equations (2) and (3); code google-research/sam.
+      Foret, Kleiner, Mobahi, Neyshabur, Sharpness-Aware Minimization for Efficiently Improving
+      Generalization, ICLR 2021, arXiv 2010.01412, equations (2) and (3). Code: google-research/sam.
     """
     return _compose(options, normalized(rho))
 
@@ -237,7 +237,8 @@ def asam(
       >>> tx = optax.chain(optax_sam.asam(rho=0.5, scale_mask=is_no_bias), optax.sgd(0.1))
 
     References:
-      Kwon et al., ASAM, ICML 2021, arXiv 2102.11600, equation (6); code SamsungLabs/ASAM.
+      Kwon, Kim, Park, Choi, ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning
+      of Deep Neural Networks, ICML 2021, arXiv 2102.11600, equation (6). Code: SamsungLabs/ASAM.
     """
     return _compose(options, adaptive(rho, eta, scale_mask))
 
@@ -280,7 +281,7 @@ def saner(
 
     References:
       Luong et al., Understanding SAM's Robustness to Noisy Labels through Gradient Down-weighting,
-      AISTATS 2026, arXiv 2411.17132, equation (6).
+      AISTATS 2026, arXiv 2411.17132, equation (6). Code: lhchau/saner.
     """
     return _compose(options, normalized(rho), combination=down_weight(alpha, ratio_epsilon))
 
@@ -320,7 +321,9 @@ def jsam(
 
     References:
       Baek, Kolter, Raghunathan, Why is SAM Robust to Label Noise?, ICLR 2024, arXiv 2405.03676,
-      equation (4.2). The authors published no code.
+      equation (4.2). The authors published no code. With one ε per batch it is Functional-SAM: Singh,
+      Mobahi, Agarwala, Dauphin, Avoiding spurious sharpness minimization broadens applicability of
+      SAM, ICML 2025, arXiv 2502.02407.
     """
     return _compose(options, normalized(rho), evaluation=jacobian_only)
 
@@ -380,7 +383,8 @@ def ncsam(
 
     .. math::
        \epsilon = \mathrm{Proj}_{\lVert \cdot \rVert \le \rho}
-       \Big( \rho \frac{g}{\lVert g \rVert} + s(t) \, g^* \Big), \qquad d = \nabla L(w + \epsilon)
+       \Big( \rho \frac{g}{\lVert g \rVert} + s(t) \, g^* \Big), \qquad
+       s(t) = \kappa \min(1, 2 (3 - 2t) t^2), \qquad d = \nabla L(w + \epsilon)
 
     :math:`g^*` is the gradient of some examples of the batch with flipped labels; see
     :func:`optax_sam.add_noise_compensation`.
@@ -416,7 +420,7 @@ def ncsam(
 
     References:
       Xu, Deng, Pang, NCSAM: Noise-Compensated Sharpness-Aware Minimization for Noisy Label Learning,
-      arXiv 2601.19947v3, equations (10) to (18).
+      arXiv 2601.19947 (version 3), equations (10) to (18). The released codes compute something else.
     """
     warmup_steps = 0 if warmup_steps is None else warmup_steps
     check_integer("warmup_steps", warmup_steps, minimum=0)
@@ -462,9 +466,11 @@ def gsam(
 ) -> optax.GradientTransformationExtraArgs:
     r"""GSAM: surrogate gap guided SAM.
 
-    .. math:: d = g' - \alpha \, g_\perp, \qquad g' = \nabla L(w + \rho g / \lVert g \rVert)
+    .. math::
+       \epsilon = \rho \frac{g}{\lVert g \rVert}, \qquad d = g' - \alpha \, g_\perp, \qquad
+       g_\perp = g - \frac{\langle g, g' \rangle}{\lVert g' \rVert^2} \, g'
 
-    :math:`g_\perp` is the part of g orthogonal to g'. The paper ties ρ to the learning rate's
+    The paper ties ρ to the learning rate's
     schedule; pass such a schedule as ``rho``.
 
     Args:
@@ -483,8 +489,8 @@ def gsam(
       >>> tx = optax.chain(optax_sam.gsam(rho=0.05, alpha=0.1), optax.sgd(0.1))
 
     References:
-      Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, ICLR 2022, arXiv
-      2203.08065; code juntang-zhuang/GSAM.
+      Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, ICLR 2022,
+      arXiv 2203.08065, algorithm 1. Code: juntang-zhuang/GSAM.
     """
     return _compose(options, normalized(rho), combination=subtract_orthogonal(alpha))
 
@@ -518,8 +524,8 @@ def friendly_sam(
       >>> tx = optax.chain(optax_sam.friendly_sam(rho=0.05), optax.sgd(0.1))
 
     References:
-      Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024, arXiv 2403.12350; code
-      nblt/F-SAM. See :func:`optax_sam.subtract_moving_average`.
+      Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024, arXiv 2403.12350, algorithm 1.
+      Code: nblt/F-SAM.
     """
     ascent = optax.chain(subtract_moving_average(sigma, decay), normalized(rho))
     return _compose(options, ascent)
@@ -550,8 +556,8 @@ def vasso(
       >>> tx = optax.chain(optax_sam.vasso(rho=0.05, theta=0.2), optax.sgd(0.1))
 
     References:
-      Li and Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression, NeurIPS
-      2023, arXiv 2309.15639; code BingcongLi/VaSSO.
+      Li, Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression, NeurIPS
+      2023, arXiv 2309.15639, algorithm 1. Code: BingcongLi/VaSSO.
     """
     return _compose(options, optax.chain(moving_average(theta), normalized(rho)))
 
@@ -564,8 +570,9 @@ def wsam(
 ) -> optax.GradientTransformationExtraArgs:
     r"""WSAM: sharpness as a regularization term with a weight of its own.
 
-    .. math:: d = g + \frac{\gamma}{1 - \gamma} (g' - g), \qquad
-       g' = \nabla L(w + \rho g / \lVert g \rVert)
+    .. math::
+       \epsilon = \rho \frac{g}{\lVert g \rVert}, \qquad g' = \nabla L(w + \epsilon), \qquad
+       d = g + \frac{\gamma}{1 - \gamma} (g' - g)
 
     Args:
       rho: the radius ρ ≥ 0; a number or a schedule of the step.
@@ -583,7 +590,9 @@ def wsam(
       >>> tx = optax.chain(optax_sam.wsam(rho=0.05, gamma=0.9), optax.sgd(0.1))
 
     References:
-      Yue et al., Sharpness-Aware Minimization Revisited, KDD 2023, arXiv 2305.15817; the coupled form.
+      Yue et al., Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization Term,
+      KDD 2023, arXiv 2305.15817, equation (6), the coupled form. Code: atorch in
+      intelligent-machine-learning/dlrover.
     """
     return _compose(options, normalized(rho), combination=extrapolate(gamma))
 
@@ -598,8 +607,10 @@ def looksam(  # type: ignore[misc]  # every_k has a default of its own here
 ) -> optax.GradientTransformationExtraArgs:
     r"""LookSAM: a second gradient every k steps, whose part orthogonal to g is reused in between.
 
-    .. math:: d = \nabla L(w + \rho g / \lVert g \rVert) \;\text{ every } k \text{ steps, else }\;
-       d = g + \alpha \frac{\lVert g \rVert}{\lVert v \rVert} v
+    .. math::
+       d = g' = \nabla L(w + \rho g / \lVert g \rVert) \;\text{ every } k \text{ steps,} \qquad
+       d = g + \alpha \frac{\lVert g \rVert}{\lVert v \rVert} v \;\text{ between,} \qquad
+       v = g' - \frac{\langle g', g \rangle}{\lVert g \rVert^2} \, g
 
     The second gradient is really skipped: a step costs 1 + 1/k times an SGD step on average.
 
@@ -622,8 +633,8 @@ def looksam(  # type: ignore[misc]  # every_k has a default of its own here
       >>> tx = optax.chain(optax_sam.looksam(rho=0.05, every_k=5), optax.sgd(0.1))
 
     References:
-      Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization, CVPR 2022, arXiv
-      2203.02714, algorithm 1, with global norms.
+      Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization, CVPR 2022,
+      arXiv 2203.02714, algorithm 1, with global norms.
     """
     check_integer("every_k", every_k, minimum=1)
     with_period = cast(Options, {"every_k": every_k} | options)
@@ -661,7 +672,7 @@ def msam(
 
     References:
       Becker, Altrock, Risse, Momentum-SAM: Sharpness Aware Minimization without Computational
-      Overhead, 2024, arXiv 2401.12033; the sign is that of the authors' code.
+      Overhead, 2024, arXiv 2401.12033; the sign is that of the authors' code, MarlonBecker/MSAM.
     """
     check_number("momentum", momentum, minimum=0, maximum=1, exclusive_maximum=True)
     ascent = optax.chain(optax.trace(momentum), normalized(rho), optax.scale(-1.0))

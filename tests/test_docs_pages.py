@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import optax_sam
-from docs import insert_results
+from docs import insert_docstrings, insert_results
 from tests import test_golden
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -72,6 +72,8 @@ def test_pages_read_well_where_no_site_is_built():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         assert not re.search(r"^```\{(result|toctree|include)\}", text, re.M), name_of(page)
+        # A name in code font becomes a link by itself.
+        assert not re.search(r"\{(func|class|mod|meth|data)\}`", text), name_of(page)
         for alt in re.findall(r"!\[(.*?)\]\(", text):
             assert len(alt) > 20, (name_of(page), alt)
 
@@ -92,30 +94,57 @@ def methods_text() -> str:
     return "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "methods").glob("*.md"))
 
 
-def test_every_method_has_a_section_with_its_sources():
-    text = methods_text()
-    methods = [
-        name
-        for name in optax_sam.__all__
-        if inspect.isfunction(getattr(optax_sam, name))
-        and getattr(optax_sam, name).__module__ == "optax_sam.methods"
-    ]
-    assert len(methods) >= 12
-    for method in methods:
-        section = re.search(
-            rf"^## [^\n]*`{method}`[^\n]*\n(?P<body>.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE
-        )
-        assert section, method
-        for part in (
-            "$$",
-            "**Ours.**",
-            "**Defaults.**",
-            "**Cost.**",
-            "**Source.**",
-            "**Evidence.**",
-        ):
-            assert part in section["body"], (method, part)
-        assert f"optax_sam.{method}(" in section["body"], method
+METHODS = [
+    name
+    for name in optax_sam.__all__
+    if inspect.isfunction(getattr(optax_sam, name))
+    and getattr(optax_sam, name).__module__ == "optax_sam.methods"
+]
+
+
+def test_the_methods_are_listed_once():
+    """In the table of ``optax_sam.methods``, from which the documentation takes them."""
+    assert len(METHODS) >= 12
+    assert sorted(insert_docstrings.method_names()) == sorted(METHODS)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "last_layer_penalty"])
+def test_every_method_has_a_page_with_its_sources(method):
+    page = (DOCS / "methods" / f"{method}.md").read_text(encoding="utf-8")
+    for part in ("$$", "**Defaults.**", "**Cost.**", "**Source.**", "**Evidence.**"):
+        assert part in page, part
+    assert f"optax_sam.{method}(" in page
+    if method in METHODS:
+        assert "**Composition.**" in page
+        assert f"](../images/methods/{method}.svg)" in page
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "methods").glob("*.md")), ids=name_of)
+def test_pages_say_what_the_docstrings_say(page):
+    """After a docstring has changed: python docs/insert_docstrings.py."""
+    text = page.read_text(encoding="utf-8")
+    assert insert_docstrings.with_docstrings(text) == text
+
+
+def test_docstrings_become_markdown():
+    markdown = insert_docstrings.markdown("see :func:`optax_sam.sam`, ``w``;\n  arXiv 2010.01412.")
+    link = "[arXiv 2010.01412](https://arxiv.org/abs/2010.01412)"
+    assert markdown == f"see `sam`, `w`; {link}."
+    formula = insert_docstrings.formula_of("A.\n\n.. math::\n   a = b, \\qquad\n   c\n\nText")
+    assert formula.split("\n")[2:5] == [r"\begin{gathered}", r"a = b, \\[1ex]", "c"]
+
+
+def test_every_notebook_is_among_the_tutorials():
+    page = (DOCS / "tutorials" / "index.md").read_text(encoding="utf-8")
+    for notebook in (DOCS.parent / "notebooks").glob("*.ipynb"):
+        assert f"](../../notebooks/{notebook.name})" in page, notebook.name
+
+
+def test_links_lead_somewhere():
+    """Also where no site is built: to a file of the repository."""
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            assert "://" in target or (page.parent / target).exists(), (name_of(page), target)
 
 
 def test_every_golden_trajectory_is_named():
@@ -137,7 +166,17 @@ def test_site_builds_without_a_warning(tmp_path, capsys):
         warnings.simplefilter("ignore")  # Python's own, in Sphinx and its themes
         code = build.build_main([*options, str(DOCS), str(tmp_path / "site")])
     assert code == 0, capsys.readouterr().err
-    reference = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
+    site = tmp_path / "site"
+    reference = "".join(page.read_text(encoding="utf-8") for page in (site / "api").glob("*.html"))
     for name in optax_sam.__all__:
         target = "module-" if not callable(getattr(optax_sam, name)) else ""
         assert f'id="{target}optax_sam.{name}"' in reference, name
+    # Types, and links to their documentation; no union is spelled out.
+    assert 'api/transformations.html#optax.GradientTransformationExtraArgs"' in reference
+    assert "ScalarOrSchedule" in reference
+    assert "collections.abc.Sequence" not in reference
+    start = (site / "guide" / "getting_started.html").read_text(encoding="utf-8")
+    assert 'href="../api/the_engine_and_what_it_needs.html#optax_sam.Objective"' in start
+    assert '<meta name="description" content="' in start
+    assert "SANER" in (site / "tutorials" / "quick_start.html").read_text(encoding="utf-8")
+    assert "Keep a Changelog" in (site / "changelog.html").read_text(encoding="utf-8")

@@ -1,0 +1,78 @@
+"""What the site has beside the pages of ``docs``: the sidebar, the notebooks, the changelog.
+
+None of it is written into the pages, where GitHub would show it as code.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+import api_pages
+from docutils import nodes
+from sphinx.application import Sphinx
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+METHODS = sorted(path.stem for path in (ROOT / "docs/methods").glob("*.md") if path.stem != "index")
+
+# The sidebar: captions and pages.
+CONTENTS = {
+    "index": {
+        "Start": "guide/getting_started guide/which_method",
+        "Tutorials": "tutorials/index",
+        "How-to": """guide/recipes guide/batch_norm_and_dropout guide/devices guide/precision
+            guide/wrappers guide/choosing_rho guide/label_noise guide/diagnostics guide/composing
+            guide/per_example guide/your_own_stage composition""",
+        "Reference": "methods/index api/index results/index",
+        "More": "faq cite changelog",
+    },
+    "tutorials/index": {"Tutorials": " ".join(NOTEBOOKS)},
+    "methods/index": {"Methods": " ".join(METHODS)},
+    "api/index": {"API": " ".join(api_pages.pages())},
+    "results/index": {
+        "Results": "family group_size image_classification frozen_features benchmarks"
+    },
+}
+
+
+def copy_notebooks(app: Sphinx) -> None:
+    """Puts the notebooks where Sphinx looks for pages; git ignores the copies."""
+    folder = Path(app.srcdir) / "tutorials"
+    for old in folder.glob("*.ipynb"):
+        if old.stem not in NOTEBOOKS:
+            old.unlink()
+    for name in NOTEBOOKS:
+        source, copy = ROOT / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb"
+        if not copy.exists() or copy.read_bytes() != source.read_bytes():
+            shutil.copyfile(source, copy)
+
+
+def complete(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Adds the hidden tables of contents, and turns links out of ``docs`` into those of the site."""
+    if docname == "changelog":
+        source[0] = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    source[0] = re.sub(r"\]\(\.\./\.\./notebooks/(\w+\.ipynb)\)", r"](\1)", source[0])
+    for caption, pages in CONTENTS.get(docname, {}).items():
+        lines = ["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages.split(), "```"]
+        source[0] += "\n".join([*lines, ""])
+
+
+def describe(app, pagename, templatename, context, doctree):
+    """Says in a page's head, for search engines, what its first paragraph says."""
+    if doctree is None:
+        return
+    first = next((node.astext() for node in doctree.findall(nodes.paragraph)), "")
+    text = " ".join(first.split())
+    if len(text) > 200:
+        text = text[:200].rpartition(" ")[0] + " …"
+    text = text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    if text:
+        context["metatags"] += f'<meta name="description" content="{text}" />\n'
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Registers the events."""
+    app.connect("builder-inited", copy_notebooks)
+    app.connect("source-read", complete)
+    app.connect("html-page-context", describe)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
