@@ -59,9 +59,9 @@ def arguments_of(function, text: str) -> list[str]:
     rows = []
     for name, meaning in re.findall(r"^  (\w+): (.*?)(?=^  \S|\Z)", text, re.DOTALL | re.MULTILINE):
         default = parameters[name].default
-        shown = "" if default is inspect.Parameter.empty else f"`{default!r}`"
-        rows.append(f"| `{name}` | {shown} | {markdown(meaning)} |".replace("  ", " "))
-    return ["| argument | default | meaning |", "|---|---|---|", *rows]
+        shown = name if default is inspect.Parameter.empty else f"{name}={default!r}"
+        rows.append(f"| `{shown}` | {markdown(meaning)} |")
+    return ["| argument | meaning |", "|---|---|", *rows]
 
 
 def docstring_of(name: str) -> str:

@@ -15,11 +15,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
@@ -289,6 +287,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=[*PICTURES], help="methods (default: all)")
     parser.add_argument("--output", type=Path, default=DOCS / "images" / "methods")
     options = parser.parse_args()
+    matplotlib.use("svg")
     plt.rcParams.update({"svg.hashsalt": "optax_sam", "font.family": "DejaVu Sans"})
     for name in options.names:
         draw(PICTURES[name](), options.output / f"{name}.svg")

@@ -4,7 +4,9 @@ import inspect
 import re
 import warnings
 from pathlib import Path
+from xml.etree import ElementTree
 
+import jax.numpy as jnp
 import pytest
 
 import optax_sam
@@ -124,6 +126,18 @@ def test_pages_say_what_the_docstrings_say(page):
     """After a docstring has changed: python docs/insert_docstrings.py."""
     text = page.read_text(encoding="utf-8")
     assert insert_docstrings.with_docstrings(text) == text
+
+
+def test_pictures_show_what_the_library_does(tmp_path):
+    """One for each method; ε is that of SAM, seen from outside."""
+    pictures = pytest.importorskip("docs.pictures", reason="needs matplotlib")
+    assert sorted(pictures.PICTURES) == sorted(METHODS)
+    step = pictures.step_of(optax_sam.sam(pictures.RHO))
+    expected = pictures.RHO * step.g / jnp.linalg.norm(step.g)
+    assert jnp.allclose(step.epsilon, expected, atol=1e-6)
+    assert jnp.allclose(step.d, step.perturbed, atol=1e-6)
+    pictures.draw(pictures.Picture(step), tmp_path / "sam.svg")
+    assert ElementTree.parse(tmp_path / "sam.svg").getroot().tag.endswith("svg")
 
 
 def test_docstrings_become_markdown():

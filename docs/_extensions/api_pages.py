@@ -1,7 +1,8 @@
 """The API reference: a page per group of public names, written at build time from the library.
 
-The groups are the comments in ``optax_sam.__all__``; every other public module, such as
-``optax_sam.linen``, has a page of its own. A new name or module is documented by being public.
+The groups are the comments in ``__all__``, of the package and of a public module that has some; every
+other public module, such as ``optax_sam.linen``, has one page. A new name or module is documented by
+being public.
 """
 
 import ast
@@ -18,19 +19,19 @@ from sphinx.application import Sphinx
 import optax_sam
 
 
-def grouped_names() -> dict[str, list[str]]:
-    """The public names under the comments of ``optax_sam.__all__``."""
-    source = Path(optax_sam.__file__).read_text(encoding="utf-8")
+def grouped_names(module: ModuleType) -> dict[str, list[str]]:
+    """The public names of a module under the comments of its ``__all__``."""
+    source = Path(module.__file__ or "").read_text(encoding="utf-8")
     groups: dict[str, list[str]] = {}
-    title = "Other"
+    title = ""
     for line in source.partition("__all__ = [")[2].partition("]")[0].splitlines():
         if comment := re.match(r"\s*# (.+)", line):
             title = comment[1]
         for name in re.findall(r'"(\w+)"', line):
             groups.setdefault(title, []).append(name)
     listed = [name for names in groups.values() for name in names]
-    if sorted(listed) != sorted(optax_sam.__all__):
-        raise ValueError("optax_sam.__all__ must be one literal list, one name to a line.")
+    if sorted(listed) != sorted(getattr(module, "__all__", [])):
+        raise ValueError(f"{module.__name__}.__all__ must be one literal list, one name to a line.")
     return groups
 
 
@@ -82,45 +83,59 @@ def entry(module: ModuleType, name: str) -> list[str]:
     return [f".. auto{kind}:: {name}", ""]
 
 
-def page(title: str, module: ModuleType, names: list[str], introduction: list[str]) -> str:
-    """A heading, an introduction, a table of the names and their entries."""
+def heading(title: str) -> list[str]:
+    """A title."""
+    return [title, "=" * len(title), ""]
+
+
+def table(module: ModuleType, names: list[str]) -> list[str]:
+    """The names of a module, with the first line of each docstring."""
     lines = [
-        title,
-        "=" * len(title),
-        "",
-        *introduction,
-        "",
         f".. currentmodule:: {module.__name__}",
         "",
         ".. autosummary::",
         "   :nosignatures:",
         "",
-        *(f"   {name}" for name in names),
-        "",
-        *(line for name in names for line in entry(module, name)),
     ]
-    return "\n".join(lines)
+    return [*lines, *(f"   {name}" for name in names), ""]
 
 
-def module_page(module: ModuleType) -> str:
-    """A module introduces itself."""
-    introduction = [f".. automodule:: {module.__name__}", "   :no-members:"]
-    return page(module.__name__, module, members_of(module), introduction)
+def entries(module: ModuleType, names: list[str]) -> list[str]:
+    """A table of the names and their documentation."""
+    return [*table(module, names), *(line for name in names for line in entry(module, name))]
 
 
-def pages() -> dict[str, str]:
-    """The pages, in the order of the sidebar: their names and their reStructuredText."""
+def stem_of(title: str) -> str:
+    """ "Stage 1: perturbations" is perturbations, "Wrappers: how ε is climbed" is wrappers."""
+    return re.sub(r"^Stage \d: ", "", title).partition(":")[0].lower().replace(" ", "_")
+
+
+def module_pages(module: ModuleType) -> dict[str, list[str]]:
+    """A module introduces itself; if it has groups of names, each has a page of its own."""
+    short = module.__name__.rpartition(".")[2]
+    first = heading(module.__name__)
+    first += [f".. automodule:: {module.__name__}", "   :no-members:", ""]
+    groups = grouped_names(module)
+    if len(groups) < 2:
+        return {short: first + entries(module, members_of(module))}
+    found = {short: first}
+    for title, names in groups.items():
+        first += [f"**{title}**", "", *table(module, names)]
+        page = heading(f"{short.capitalize()}: {title[0].lower()}{title[1:]}")
+        found[f"{short}_{stem_of(title).replace('-', '')}"] = page + entries(module, names)
+    return found
+
+
+def pages() -> dict[str, list[str]]:
+    """The pages, in the order of the sidebar: their names and their lines of reStructuredText."""
     found = {}
     modules = []
-    for title, names in grouped_names().items():
+    for title, names in grouped_names(optax_sam).items():
         modules += [name for name in names if inspect.ismodule(getattr(optax_sam, name))]
-        plain = [name for name in names if name not in modules]
-        if plain:
-            # "Stage 1: perturbations" is api/perturbations, "Wrappers: how ..." is api/wrappers.
-            stem = re.sub(r"^Stage \d: ", "", title).partition(":")[0]
-            found[stem.lower().replace(" ", "_")] = page(title, optax_sam, plain, [])
+        if plain := [name for name in names if name not in modules]:
+            found[stem_of(title)] = heading(title) + entries(optax_sam, plain)
     for name in [f"optax_sam.{name}" for name in modules] + other_modules():
-        found[name.rpartition(".")[2]] = module_page(importlib.import_module(name))
+        found |= module_pages(importlib.import_module(name))
     return found
 
 
@@ -131,8 +146,8 @@ def write_pages(app: Sphinx) -> None:
     for old in folder.glob("*.rst"):
         if old.stem not in wanted:
             old.unlink()
-    for name, text in wanted.items():
-        path = folder / f"{name}.rst"
+    for name, lines in wanted.items():
+        text, path = "\n".join(lines), folder / f"{name}.rst"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
 
@@ -160,8 +175,8 @@ def readable_docstring(app, what, name, value, options, lines):
     text = "\n".join(lines)
 
     def in_rows(match: re.Match[str]) -> str:
-        rows = [" ".join(row.split()) for row in match[1].split(r"\qquad")]
-        return ".. math::\n\n" + "\n\n".join(f"   {row}" for row in rows)
+        rows = " \\\\ ".join(" ".join(row.split()) for row in match[1].split(r"\qquad"))
+        return rf".. math:: \begin{{gathered}} {rows} \end{{gathered}}"
 
     text = re.sub(r"^\.\. math::(.*?)(?=\n\s*\n|\Z)", in_rows, text, flags=re.DOTALL | re.MULTILINE)
     number = r"\barXiv\s+(\d{4}\.\d{5}(?:v\d)?)"
