@@ -22,7 +22,7 @@ import optax_sam
 import optax_sam.equinox
 import optax_sam.linen
 import optax_sam.nnx
-from optax_sam import Objective, diagnostics, independence, label_noise, per_example
+from optax_sam import Objective, diagnostics, independence, label_noise, per_example, plots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1442,6 +1442,50 @@ ROWS["diagnostics.coordinate_shares"] = [
 ROWS["diagnostics.coordinate_shares"] += number(
     "ratio_epsilon", -1, "[0, inf)", lambda e: diagnostics.coordinate_shares(GRADS, GRADS, e)
 )
+
+# ------------------------------------------------------------------------------------- plots
+ROWS["plots.curves"] = [
+    Row(what, lambda a=args: plots.curves(*a), error, argument, echo, remedy)
+    for what, args, error, argument, echo, remedy in (
+        ("an array", (NOISY,), TypeError, "series", "ndarray", "names to values"),
+        ("nothing", ({},), ValueError, "series", "got 0", "1 to 10"),
+        ("too many", ({str(i): NOISY for i in range(11)},), ValueError, "series", "got 11",
+         "several axes"),
+        ("other lengths", ({"a": NOISY, "b": NOISY[:3]},), ValueError, "series", "'b': (3,)",
+         "one k"),
+        ("another x", ({"a": NOISY}, NOISY[:3]), ValueError, "series", "(6,)", "of x, (3,)"),
+        ("a number", ({"a": np.ones((2, 2, 6))},), ValueError, "series", "(2, 2, 6)", "(runs, k)"),
+    )
+]  # fmt: skip
+DYNAMICS = diagnostics.training_dynamics(RECORDING)
+ROWS["plots.data_map"] = [
+    Row("the recording", lambda: plots.data_map(RECORDING), TypeError, "dynamics", "Recording",
+        "training_dynamics(recording)"),
+    Row("wrong of other examples", lambda: plots.data_map(DYNAMICS, CHANGED[:3]), ValueError,
+        "wrong", "(3,)", "(6,)"),
+]  # fmt: skip
+ROWS["plots.density"] = [
+    Row("eigenvalues", lambda: plots.density(NOISY), TypeError, "spectrum", "ndarray",
+        "hessian_spectrum"),
+    Row("no width", lambda: plots.density(diagnostics.Spectrum(SCORES, SCORES), width=0),
+        ValueError, "width", "got 0", "above 0"),
+]  # fmt: skip
+ROWS["plots.contours"] = [
+    Row("exchanged positions", lambda: plots.contours(SCORES, np.arange(3), np.arange(6)),
+        ValueError, "losses", "(6, 3)", "of the positions, (3, 6)"),
+    Row("one line", lambda: plots.contours(SCORES[:1], np.arange(1), np.arange(3)), ValueError,
+        "losses", "(1, 3)", "at least 2"),
+    Row("many arrows", lambda: plots.contours(
+        SCORES, np.arange(6), np.arange(3), arrows={str(i): (1, 1) for i in range(6)}), ValueError,
+        "arrows", "got 6", "at most 5"),
+]  # fmt: skip
+ROWS["plots.coordinate_bars"] = [
+    Row("one share", lambda: plots.coordinate_bars(diagnostics.CoordinateShares(1, 0, 0)),
+        TypeError, "shares", "CoordinateShares", "map names"),
+    Row("numbers", lambda: plots.coordinate_bars({"all": 0.5}), TypeError, "shares", "dict",
+        "names to CoordinateShares"),
+    Row("nothing", lambda: plots.coordinate_bars({}), ValueError, "shares", "{}", "at least"),
+]  # fmt: skip
 
 # ------------------------------------------------------------------------------- per example
 PER_EXAMPLE = per_example.per_example_gradient

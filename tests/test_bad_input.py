@@ -14,6 +14,7 @@ import optax_sam
 import optax_sam.equinox
 import optax_sam.linen
 import optax_sam.nnx
+import optax_sam.plots
 from tests.bad_input import ROWS
 
 PACKAGE = pathlib.Path(optax_sam.__file__).parent
@@ -49,7 +50,7 @@ def public_callables():
     """The functions and classes that a user calls; records and protocols are made by the package."""
     top = {name: getattr(optax_sam, name) for name in optax_sam.__all__}
     modules = [value for value in top.values() if isinstance(value, types.ModuleType)]
-    modules += [optax_sam.linen, optax_sam.nnx, optax_sam.equinox]
+    modules += [optax_sam.linen, optax_sam.nnx, optax_sam.equinox, optax_sam.plots]
     found = {name: value for name, value in top.items() if callable(value)}
     for module in modules:
         of_module = getattr(module, "__all__", None) or [

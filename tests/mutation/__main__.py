@@ -71,6 +71,7 @@ AREAS: dict[str, tuple[list[str], list[str]]] = {
         ["tests/test_diagnostics.py", "tests/test_dynamics.py", "tests/test_sharpness.py",
          "tests/test_mechanisms.py"],
     ),
+    "plots": (["plots.py"], ["tests/test_plots.py"]),
     "label_noise": (["label_noise.py"], ["tests/test_label_noise.py"]),
     "hyperparameters": (
         ["_hyperparameters.py"], ["tests/test_hyperparameters.py", "tests/test_label_noise.py"]
