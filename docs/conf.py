@@ -34,7 +34,7 @@ exclude_patterns = ["_build", "results/*/*"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-# Notebooks are committed with their outputs, and the tests execute them.
+# Notebooks are committed with their outputs, and CI executes them.
 nb_execution_mode = "off"
 
 autosummary_generate = False
