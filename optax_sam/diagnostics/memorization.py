@@ -1,4 +1,4 @@
-"""How much of the label noise a model has learned by heart."""
+"""How much of the label noise a model has memorized."""
 
 from typing import NamedTuple
 
