@@ -1,17 +1,19 @@
 """How SANER, J-SAM and NCSAM do what they do: the instruments, against NumPy on linear networks."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import optax_sam
-from optax_sam import Objective
+from optax_sam import Objective, _cost
 from optax_sam.diagnostics import (
     angle,
     compensation_geometry,
     damping,
     factor_changes,
+    hessian_vector_product,
     last_layer_norms,
     shares_by_label,
 )
@@ -146,6 +148,31 @@ class TestFactorChanges:
             np.mean([np.linalg.norm(one) for one in z]), rel=1e-3
         )
         assert norms.kernel == 3
+
+
+def test_costs_are_those_that_the_docstrings_name():
+    """In multiplications, as multiples of a gradient and of a forward pass; nothing is computed."""
+
+    def network(params, inputs):
+        return jnp.tanh(jnp.tanh(inputs @ params["a"]) @ params["b"]) @ params["c"]
+
+    params = {"a": jnp.ones((8, 16)), "b": jnp.ones((16, 16)), "c": jnp.ones((16, 3))}
+    batch = Objective(network, jnp.ones((10, 8)), jnp.zeros(10, int))
+    wrong = np.arange(10) < 3
+
+    def cost(function):
+        return _cost.multiplications(jax.make_jaxpr(function)(params, batch)).most
+
+    gradient, forward = cost(lambda p, loss: jax.grad(loss)(p)), cost(lambda p, loss: loss(p))
+    assert cost(lambda p, loss: shares_by_label(loss, p, p, wrong)) == 4 * gradient
+    sam, stage = optax_sam.saner(0.1), optax_sam.add_noise_compensation(0.1, flip_ratio=0.2)
+    assert cost(lambda p, loss: damping(sam, loss, p, wrong)) == 3 * gradient
+    changes = cost(lambda p, loss: factor_changes(loss, p, p))
+    assert 4 * gradient < changes <= 4 * gradient + 2 * forward
+    geometry = cost(lambda p, loss: compensation_geometry(stage, 0.1, loss, p))
+    assert geometry == 1.2 * gradient + forward
+    product = cost(lambda p, loss: hessian_vector_product(loss, p, p))
+    assert 2 * gradient < product < 2.5 * gradient
 
 
 class TestCompensation:

@@ -79,7 +79,7 @@ def compensation_geometry(
 
     SAM's perturbation is :math:`\rho g/\lVert g \rVert`; NCSAM perturbs by the sum of both, projected
     to the ρ-ball. A compensation that is short against ρ does nothing, one that is long takes over.
-    Costs two gradients.
+    Costs a gradient, a forward pass, and the gradient of the flipped examples.
 
     Args:
       compensation: :func:`optax_sam.add_noise_compensation` as the method has it.

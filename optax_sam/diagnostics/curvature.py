@@ -38,7 +38,7 @@ def hessian_vector_product(
 ) -> chex.ArrayTree:
     r"""The product of the Hessian with a vector, :math:`\nabla^2 L(w) \, v`, without the Hessian.
 
-    Forward-mode differentiation of the gradient: about the cost of two gradients.
+    Forward-mode differentiation of the gradient: the cost of 2 to 2.5 gradients.
 
     Args:
       loss_fn: ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`.
@@ -76,9 +76,9 @@ def largest_eigenvalue(
     """The largest eigenvalue of the Hessian, and its direction, by the method of Lanczos.
 
     It finds the largest one also where a negative one is larger in size, which power iteration does
-    not, and needs far fewer products. Plain Lanczos loses the orthogonality of its vectors in floating
-    point; that makes copies of the largest eigenvalue, which do no harm here, and needs the memory of
-    six copies of the parameters only. It costs ``2 * steps + 1`` times :func:`hessian_vector_product`,
+    not, and needs far fewer products. The vectors of a plain Lanczos iteration lose their orthogonality
+    in floating point. That only repeats the largest eigenvalue, which does no harm here, and so a few
+    copies of the parameters are all that it needs to keep. It costs ``2 * steps + 1`` times :func:`hessian_vector_product`,
     because the direction is put together in a second pass.
 
     Args:

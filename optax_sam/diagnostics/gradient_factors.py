@@ -52,7 +52,7 @@ def factor_changes(
 
     The gradient of an example is :math:`J(w, x_i)^\top \partial_z \ell(f(w, x_i), y_i)`. Which factor a
     perturbation changes decides, in the J-SAM paper, whether it helps against wrong labels. Costs four
-    gradients.
+    gradients and two forward passes.
 
     Args:
       objective: the loss of the batch; its penalty is left out.

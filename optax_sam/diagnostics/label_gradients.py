@@ -108,7 +108,7 @@ def damping(
     To first order, a short step along −d lowers the loss of the examples k, right or wrong, by
     :math:`\langle d, g_k \rangle`, and one of SGD by :math:`\langle g, g_k \rangle`. A method that
     resists label noise damps the wrong ones more than the right ones; one that only shortens its step
-    damps both alike. Costs two gradients and a step of the method.
+    damps both alike. Costs a gradient more than a training step with the method.
 
     Args:
       method: a sharpness-aware method alone, without the optimizer behind it.

@@ -49,8 +49,8 @@ def sharpness(
     :math:`L_k(w + \epsilon_k) - L_k(w)`. One gradient step gives a lower bound of the largest rise in
     the ball; ``sam(rho, ascent_steps=n)`` comes closer.
 
-    It costs a gradient and a forward pass. Compare networks at the same ρ, on the same examples and in
-    the same mode of batch statistics.
+    It costs a gradient and a forward pass, with groups up to two gradients. Compare networks at the
+    same ρ, on the same examples and in the same mode of batch statistics.
 
     Args:
       tx: the optimizer: a method, or anything with one method inside. Keep it: another one, even if it
