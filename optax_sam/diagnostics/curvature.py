@@ -78,8 +78,8 @@ def largest_eigenvalue(
     It finds the largest one also where a negative one is larger in size, which power iteration does
     not, and needs far fewer products. The vectors of a plain Lanczos iteration lose their orthogonality
     in floating point. That only repeats the largest eigenvalue, which does no harm here, and so a few
-    copies of the parameters are all that it needs to keep. It costs ``2 * steps + 1`` times :func:`hessian_vector_product`,
-    because the direction is put together in a second pass.
+    copies of the parameters are all that it needs to keep. It costs ``2 * steps + 1`` times
+    :func:`hessian_vector_product`, because the direction is put together in a second pass.
 
     Args:
       loss_fn: ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`, of which
