@@ -1,4 +1,4 @@
-"""Turns several run folders into one table and one figure.
+"""Turns several run folders into one table and two figures.
 
     python -m examples.image_classification.compare runs/* --output runs/comparison
 
@@ -22,6 +22,7 @@ from rich.table import Table
 from . import logs
 from .config import differences
 from .figures import STYLE, save
+from .methods import NAMES
 from .output_folder import explain, held, write_atomically
 
 PROGRAM = "python -m examples.image_classification.compare"
@@ -37,6 +38,16 @@ HEADERS = (
     *("correct\nfitted [%]", "memorized\n[%]", "images\n/ s"),
 )
 """The columns as the terminal shows them, which may be only 80 characters wide."""
+
+
+OF_METHODS = {
+    *("rho", "kappa", "flip_ratio", "down_weight", "down_weight_warmup"),
+    *("perturbation", "method_starts"),
+}
+"""Settings that mean nothing to SGD."""
+
+BANDS = 5
+"""Up to so many settings the curves have bands; more of them hide each other."""
 
 
 class FinishedRun(NamedTuple):
@@ -55,13 +66,13 @@ class FinishedRun(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Turns several run folders into one table and one figure."""
+    """Turns several run folders into one table and two figures."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of finished runs."""
 
     output: Path = Path("runs/comparison")
-    """Folder for table.md, table.csv and curves.png."""
+    """Folder for table.md, table.csv, curves.png and points.png."""
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -97,6 +108,29 @@ def read_run(folder: Path) -> FinishedRun:
         ) from None
 
 
+def setting_name(config: dict[str, Any], differing: set[str]) -> str:
+    """A setting as people write it: "SAM, ρ = 0.1", "1-SAM, ρ = 0.02", "SGD"."""
+    method = NAMES.get(config["method"], config["method"])
+    if "group_size" in differing and config.get("group_size") is not None:
+        method = f"{config['group_size']}-{method}"
+    parts = [method]
+    for name in sorted(differing - {"method", "group_size"}):
+        if config.get(name) is None or (config["method"] == "sgd" and name in OF_METHODS):
+            continue
+        symbol = {"rho": "ρ", "kappa": "κ", "down_weight": "α"}.get(name)
+        value = f"{symbol} = {config[name]}" if symbol else f"{name} {config[name]}"
+        parts.append(value)
+    return ", ".join(parts)
+
+
+def place(run: FinishedRun) -> tuple[float, ...]:
+    """Where a run stands in the table: SGD first, then by method, group size and radius."""
+    config = run.results["config"]
+    methods = [*NAMES]
+    method = methods.index(config["method"]) if config["method"] in methods else len(methods)
+    return method, -(config.get("group_size") or np.inf), config.get("rho") or 0
+
+
 def group_runs(runs: list[FinishedRun]) -> dict[str, list[FinishedRun]]:
     """The runs of each setting, named by the settings in which they differ."""
     configs = [run.results["config"] for run in runs]
@@ -104,13 +138,9 @@ def group_runs(runs: list[FinishedRun]) -> dict[str, list[FinishedRun]]:
         name for config in configs for name in differences(configs[0], config) if name != "seed"
     }
     groups: dict[str, list[FinishedRun]] = {}
-    for run, config in zip(runs, configs, strict=True):
-        others = [
-            f"{name} {config[name]}"
-            for name in sorted(differing - {"method"})
-            if config.get(name) is not None
-        ]
-        groups.setdefault(", ".join([config["method"], *others]), []).append(run)
+    for run in sorted(runs, key=place):
+        name = setting_name(run.results["config"], differing)
+        groups.setdefault(name, []).append(run)
     for name, members in groups.items():
         seeds = [run.results["config"]["seed"] for run in members]
         if len(set(seeds)) != len(seeds):
@@ -146,6 +176,15 @@ def cells(row: dict[str, Any]) -> list[str]:
     return [*texts, f"{row['images per second']:,.0f}"]
 
 
+def markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
+    """The table for a page."""
+    header = ["run", "seeds", *COLUMNS, "images/s"]
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    lines += ["", "Shares in percent, mean ± standard deviation over the seeds.", *notes]
+    return "\n".join(lines) + "\n"
+
+
 def label_notes(groups: dict[str, list[FinishedRun]]) -> list[str]:
     """Says which seeds did not see the same labels in all settings."""
     digests: dict[int, set[str]] = {}
@@ -159,29 +198,62 @@ def label_notes(groups: dict[str, list[FinishedRun]]) -> list[str]:
 
 
 def plot(groups: dict[str, list[FinishedRun]]) -> Figure:
-    """Test accuracy and memorization per epoch, one line per setting, a band over the seeds."""
+    """Test accuracy and memorization per epoch, one line per setting."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 4), layout="constrained")
         panels = figure.subplots(1, 2)
         titles = {"test_accuracy": "test accuracy, %", "memorized": "wrong labels memorized, %"}
-        colors = matplotlib.color_sequences["tab20"]
         for axes, (measure, title) in zip(panels, titles.items(), strict=True):
-            for index, (name, members) in enumerate(groups.items()):
+            for (name, members), style in zip(groups.items(), styles([*groups]), strict=True):
                 measured = [
                     {row["epoch"]: row[measure] for row in run.rows if measure in row}
                     for run in members
                 ]
                 epochs = sorted(set.intersection(*(set(one) for one in measured)))
                 values = 100 * np.array([[one[epoch] for epoch in epochs] for one in measured])
-                color = colors[index % len(colors)]
                 mean = values.mean(axis=0)
-                deviation = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
-                axes.plot(epochs, mean, label=name, color=color)
-                axes.fill_between(
-                    epochs, mean - deviation, mean + deviation, color=color, alpha=0.2, lw=0
-                )
+                axes.plot(epochs, mean, label=name, **style)
+                if len(values) > 1 and len(groups) <= BANDS:
+                    deviation = values.std(axis=0, ddof=1)
+                    band = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
+                    axes.fill_between(epochs, mean - deviation, mean + deviation, **band)
             axes.set(xlabel="epoch", ylabel=title)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    return figure
+
+
+def styles(names: list[str]) -> list[dict[str, Any]]:
+    """A color for each method, and another dash for each of its settings."""
+    colors: dict[str, Any] = {}
+    used: dict[str, int] = {}
+    found = []
+    for name in names:
+        method = name.partition(",")[0]
+        color = colors.setdefault(method, matplotlib.color_sequences["tab10"][len(colors) % 10])
+        dash = ("-", "--", ":", "-.")[used.get(method, 0) % 4]
+        used[method] = used.get(method, 0) + 1
+        found.append({"color": color, "linestyle": dash})
+    return found
+
+
+def plot_rows(rows: list[dict[str, Any]]) -> Figure:
+    """The table as a picture: a line per setting, as the table has them, and a color per method."""
+    titles = {
+        "test, last epoch": "test accuracy,\nlast epoch, %",
+        "wrong labels memorized": "wrong labels\nmemorized, %",
+    }
+    names = [row["run"] for row in rows]
+    with matplotlib.rc_context(STYLE | {"font.size": 12}):
+        figure = Figure(figsize=(5.5, 1.3 + 0.32 * len(rows)), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (column, title) in zip(panels, titles.items(), strict=True):
+            for height, (row, style) in enumerate(zip(rows, styles(names), strict=True)):
+                deviation = np.nan_to_num(row[f"{column}, deviation"])
+                look = {"fmt": "o", "color": style["color"]}
+                axes.errorbar(row[column], height, xerr=deviation, **look)
+            axes.set(xlabel=title)
+        panels[0].set_yticks(range(len(rows)), names)
+        panels[0].invert_yaxis()
     return figure
 
 
@@ -200,7 +272,6 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _report(groups: dict[str, list[FinishedRun]], output: Path) -> list[dict[str, Any]]:
     rows = table_rows(groups)
-    header = ["run", "seeds", *COLUMNS, "images/s"]
     notes = label_notes(groups)
 
     table = Table(box=box.SIMPLE_HEAD)
@@ -213,13 +284,11 @@ def _report(groups: dict[str, list[FinishedRun]], output: Path) -> list[dict[str
     for note in notes:
         console.print(note)
 
-    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    lines += ["", "Shares in percent, mean ± standard deviation over the seeds.", *notes]
-    write_atomically(output / "table.md", "\n".join(lines) + "\n")
+    write_atomically(output / "table.md", markdown(rows, notes))
     logs.write_csv(output / "table.csv", rows)
     save(plot(groups), output / "curves.png")
-    console.print(f"files in {output}: table.md, table.csv, curves.png", soft_wrap=True)
+    save(plot_rows(rows), output / "points.png")
+    console.print(f"files in {output}: table.md, table.csv, curves.png, points.png", soft_wrap=True)
     return rows
 
 

@@ -41,6 +41,14 @@ METHODS: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 
 
+NAMES = {
+    **{name: name.upper() for name in METHODS},
+    **{"jsam": "J-SAM", "lsam": "L-SAM", "friendly_sam": "Friendly-SAM", "vasso": "VaSSO"},
+    **{"msam": "Momentum-SAM", "looksam": "LookSAM"},
+}
+"""The methods as people write them."""
+
+
 def build(
     config: "Config",
     total_steps: int,

@@ -246,16 +246,35 @@ def test_compare_makes_one_line_per_setting(tmp_path, capsys):
     for _ in range(2):  # the second time, runs/* has the first comparison in it
         rows = compare.compare(Comparison(folders, tmp_path / "out"))
         folders = (*folders[:3], tmp_path / "out")
-    assert [row["run"] for row in rows] == ["sgd", "sam"]
+    assert [row["run"] for row in rows] == ["SGD", "SAM"]
     assert rows[0]["test, last epoch"] == pytest.approx(50)
     assert rows[0]["test, last epoch, deviation"] == pytest.approx(100 * np.std([0.4, 0.6], ddof=1))
     assert rows[0]["test, best epoch"] == pytest.approx(55)
     assert np.isnan(rows[1]["correct labels fitted"])
     table = (tmp_path / "out" / "table.md").read_text()
-    assert "| sgd | 2 | 50.0 ± 14.1 | 55.0 ± 7.1 | – |" in table
+    assert "| SGD | 2 | 50.0 ± 14.1 | 55.0 ± 7.1 | – |" in table
     assert "seed 0: the runs were trained on 2 different sets of labels" in table
     assert len((tmp_path / "out" / "table.csv").read_text().splitlines()) == 3
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_writes_settings_as_people_do():
+    settings = [
+        {"method": "jsam", "rho": 0.1},
+        {"method": "sam", "rho": 0.02, "group_size": 1},
+        {"method": "sam", "rho": 0.2},
+        {"method": "sam", "rho": 0.1},
+        {"method": "sgd", "rho": 0.1},
+    ]
+    runs = [
+        compare.FinishedRun(Path("run"), {"config": {"seed": seed, **config}}, [])
+        for seed, config in enumerate(settings)
+    ]
+    names = ["SGD", "SAM, ρ = 0.1", "SAM, ρ = 0.2", "1-SAM, ρ = 0.02", "J-SAM, ρ = 0.1"]
+    assert list(compare.group_runs(runs)) == names
+    looks = compare.styles(names)
+    assert looks[1]["color"] == looks[2]["color"] != looks[3]["color"]
+    assert looks[1]["linestyle"] != looks[2]["linestyle"]
 
 
 def test_compare_refuses_what_is_no_finished_run(tmp_path):
