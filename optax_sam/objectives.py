@@ -348,7 +348,9 @@ class Objective:
           indices: a slice, or an integer array of example indices, shape ``(m,)``.
         """
         _check_indices(indices, self.batch_size)
-        return self.with_examples(jax.tree.map(lambda leaf: leaf[indices], self.examples))
+        # As JAX arrays: NumPy cannot be indexed by indices that are being traced.
+        chosen = jax.tree.map(lambda leaf: jnp.asarray(leaf)[indices], self.examples)
+        return self.with_examples(chosen)
 
     def groups(self, size: int) -> Self:
         """The examples cut into consecutive groups of ``size``, for ``jax.vmap`` or ``jax.lax.map``.

@@ -101,6 +101,21 @@ def test_the_compensation_is_that_of_flipped_labels(name, give_logits):
     chex.assert_trees_all_close(actual, compensation_by_hand(flipped), rtol=1e-4, atol=1e-6)
 
 
+def test_a_compiled_step_closes_over_numpy_data():
+    """NumPy's labels have 64 bits, and NumPy cannot take indices that are traced."""
+    objective = Objective(apply_mlp, np.asarray(INPUTS), np.asarray(CLASSES, np.int64))
+    stage = optax_sam.add_noise_compensation(STRENGTH, 0.5, deterministic=True)
+    params = mlp_parameters()
+
+    @jax.jit
+    def compensation(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return stage.update(zeros, stage.init(params), params, loss_fn=objective)[0]
+
+    expected = compensation_by_hand(lambda i, c: Objective(apply_mlp, INPUTS[i], c))
+    chex.assert_trees_all_close(compensation(params), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_method_takes_label_of():
     objective, options, flipped = CASES["named"]
     tx = optax_sam.ncsam(

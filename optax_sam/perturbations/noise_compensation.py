@@ -218,9 +218,10 @@ def choose_examples(logits: jax.Array, flip_ratio: float, key: jax.Array | None)
 
 
 def flip_labels(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The likeliest class other than the observed one, in the labels' dtype."""
+    """The likeliest class other than the observed one, in the labels' dtype as JAX has it."""
     observed = jnp.arange(logits.shape[-1]) == labels[:, None]
-    return jnp.argmax(jnp.where(observed, -jnp.inf, logits), axis=-1).astype(labels.dtype)
+    likeliest = jnp.argmax(jnp.where(observed, -jnp.inf, logits), axis=-1)
+    return likeliest.astype(jnp.result_type(labels))
 
 
 def _with_flipped_labels(
