@@ -16,6 +16,7 @@ import nbformat
 from installation import insert_address, repository
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from pictures import shrink_pictures
 
 FOLDER = Path(__file__).parent
 SECONDS_PER_NOTEBOOK = 300
@@ -64,6 +65,7 @@ def main() -> int:
         try:
             execute(notebook)
             if not arguments.check:
+                shrink_pictures(notebook)
                 nbformat.write(notebook, path)
             outcome = "runs"
         except CellExecutionError as error:

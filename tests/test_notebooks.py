@@ -4,17 +4,23 @@ Nothing is executed here. In CI, execution is a step of its own.
 """
 
 import ast
+import base64
 import copy
 import importlib
 import inspect
+import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from notebooks import installation
 
 nbformat = pytest.importorskip("nbformat", reason="needs the extra optax_sam[notebooks]")
+image = pytest.importorskip("PIL.Image", reason="needs the extra optax_sam[examples]")
+
+from notebooks import pictures  # noqa: E402  # needs Pillow
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
@@ -64,6 +70,28 @@ def test_it_is_small_and_knows_no_machine(name):
     assert not re.findall(
         r"(?<![\w.:/~])/(?:home|root|tmp|usr|opt|work|Users)/\S*", without_pictures
     )
+
+
+@every_notebook
+def test_its_pictures_have_a_palette(name):
+    for output in outputs(name):
+        if "image/png" in output.get("data", {}):
+            content = io.BytesIO(base64.b64decode(output.data["image/png"]))
+            assert image.open(content).mode == "P"
+
+
+def test_a_palette_keeps_the_colors_and_takes_less_space():
+    noise = np.random.default_rng(0).integers(0, 2, (100, 100, 3), dtype=np.uint8)
+    pixels = np.kron(noise * np.uint8(200), np.ones((2, 2, 1), np.uint8))  # eight colors
+    pixels[:50] = np.arange(200)[None, :, None]  # and 200 shades of gray
+    content = io.BytesIO()
+    image.fromarray(pixels).save(content, "PNG", optimize=True)
+    small = pictures.with_palette(base64.b64encode(content.getvalue()).decode())
+    new = base64.b64decode(small)
+    assert len(new) < len(content.getvalue())
+    shown = np.asarray(image.open(io.BytesIO(new)).convert("RGB"), int)
+    assert np.abs(shown - pixels).max() < 16
+    assert pictures.with_palette(small) == small
 
 
 @every_notebook
