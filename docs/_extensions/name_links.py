@@ -42,8 +42,8 @@ ADDRESSES = {name: page.format(name) for page, names in PAGES.items() for name i
 
 
 def own_name(text: str) -> str | None:
-    """The full name of what a piece of code names, if that is one of our public names."""
-    name = text.removesuffix("()")
+    """The full name of what a piece of code names or calls, if that is one of our public names."""
+    name = text.partition("(")[0] if text.endswith(")") else text
     if re.fullmatch(r"optax_sam(\.\w+)+", name):
         return name  # if there is no such name, the build says so
     return f"optax_sam.{name}" if name in optax_sam.__all__ else None
