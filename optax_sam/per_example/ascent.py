@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from optax_sam import _tree
 from optax_sam._axes import to_varying_like
 from optax_sam.per_example import plan as plans
-from optax_sam.per_example.plan import LeafPlan, Plan
-from optax_sam.per_example.sites import site_of, transposed
+from optax_sam.per_example.places import Place
+from optax_sam.per_example.plan import Arrays, LeafPlan, Plan
+from optax_sam.per_example.sites import site_of
 from optax_sam.per_example.trace import Trace
 from optax_sam.per_example.walk import ParameterValue, walk
 
@@ -20,16 +21,16 @@ class Ascent(NamedTuple):
     Attributes:
       losses: the losses at w.
       logits: the logits at w, a list of leaves.
-      captured: inputs of each site, by leaf.
-      cotangents: derivative in the output of each site, by leaf.
+      captured: inputs of each site, by its place; those of a site in a loop have one more axis.
+      cotangents: derivative in the output of each site, likewise.
       gradients: g_j of the leaves whose plan is a kernel or a gradient of its own, by leaf.
       squared_norms: ‖g_j‖² of each leaf, zero for leaves that are not perturbed.
     """
 
     losses: jax.Array
     logits: list[jax.Array]
-    captured: dict[int, jax.Array]
-    cotangents: dict[int, jax.Array]
+    captured: Arrays
+    cotangents: Arrays
     gradients: dict[int, jax.Array]
     squared_norms: list[jax.Array]
 
@@ -41,21 +42,27 @@ class _Recorder:
     weights is computed for it, which makes this pass a third cheaper than an ordinary gradient.
     """
 
-    enters_loops = False
-
-    def __init__(self, taps: dict[int, jax.Array]):
+    def __init__(self, taps: Arrays):
         self.taps = taps
-        self.captured: dict[int, jax.Array] = {}
+        self.captured: Arrays = {}
 
-    def branch(self) -> "_Recorder":
-        return _Recorder(self.taps)
+    def given(self, loop: Place) -> Arrays:
+        return {place: tap for place, tap in self.taps.items() if loop.holds(place)}
+
+    def branch(self, given: Arrays) -> "_Recorder":
+        return _Recorder(self.taps | given)
 
     def at_site(
-        self, equation: Any, position: int, inputs: jax.Array, parameter: ParameterValue
+        self,
+        place: Place,
+        equation: Any,
+        position: int,
+        inputs: jax.Array,
+        parameter: ParameterValue,
     ) -> jax.Array:
-        self.captured[parameter.leaf] = inputs
+        self.captured[place] = inputs
         output = site_of(equation, position).apply(inputs, parameter.clean)
-        return output + self.taps[parameter.leaf]
+        return output + self.taps[place]
 
     def resolve(self, parameter: ParameterValue, reason: str) -> jax.Array:
         raise AssertionError(f"leaf {parameter.leaf} was planned as a site, but it is {reason}")
@@ -63,25 +70,23 @@ class _Recorder:
 
 def ascend(trace: Trace, plan: Plan, leaves: list[jax.Array], groups: Any) -> Ascent:
     """Every group's gradient at w, in the form that the plan asks for."""
-    sites = {index: leaf for index, leaf in enumerate(plan.leaves) if leaf.site is not None}
     taps = {
-        index: jnp.zeros(leaf.site.output_type.shape, leaf.site.output_type.dtype)
-        for index, leaf in sites.items()
+        use.place: jnp.zeros(use.tap_shape, use.site.output_type.dtype)
+        for leaf in plan.leaves
+        for use in leaf.uses
     }
     taps = to_varying_like(taps, (leaves, groups))
     others = {
         index: leaves[index]
         for index, leaf in enumerate(plan.leaves)
-        if index not in sites and leaf.method != plans.CONSTANT
+        if not leaf.uses and leaf.method != plans.CONSTANT
     }
 
-    def loss(
-        taps: dict[int, jax.Array], others: dict[int, jax.Array], group: Any
-    ) -> tuple[jax.Array, Any]:
+    def loss(taps: Arrays, others: dict[int, jax.Array], group: Any) -> tuple[jax.Array, Any]:
         recorder = _Recorder(taps)
         arguments: list[Any] = [
-            ParameterValue(leaf, leaf=index) if index in sites else others.get(index, leaf)
-            for index, leaf in enumerate(leaves)
+            ParameterValue(array, leaf=index) if leaf.uses else others.get(index, array)
+            for index, (leaf, array) in enumerate(zip(plan.leaves, leaves, strict=True))
         ]
         logits = walk(trace.jaxpr, [*arguments, *jax.tree.leaves(group)], recorder)
         value = trace.loss(trace.logits(logits), group)
@@ -91,10 +96,9 @@ def ascend(trace: Trace, plan: Plan, leaves: list[jax.Array], groups: Any) -> As
     (losses, (logits, captured)), (cotangents, gradients) = jax.vmap(gradient, (None, None, 0))(
         taps, others, groups
     )
-    for index, leaf in sites.items():
+    for index, leaf in enumerate(plan.leaves):
         if leaf.method == plans.KERNEL:
-            kernels = jax.vmap(leaf.site.weight_gradient)(captured[index], cotangents[index])
-            gradients[index] = jax.vmap(leaf.gradient_in_leaf)(kernels)
+            gradients[index] = jax.vmap(leaf.gradient)(captured, cotangents)
     squared_norms = _squared_norms(plan, losses, captured, cotangents, gradients)
     return Ascent(losses, logits, captured, cotangents, gradients, squared_norms)
 
@@ -102,15 +106,15 @@ def ascend(trace: Trace, plan: Plan, leaves: list[jax.Array], groups: Any) -> As
 def _squared_norms(
     plan: Plan,
     losses: jax.Array,
-    captured: dict[int, jax.Array],
-    cotangents: dict[int, jax.Array],
+    captured: Arrays,
+    cotangents: Arrays,
     gradients: dict[int, jax.Array],
 ) -> list[jax.Array]:
     dtype = _tree.accumulation_dtype([*gradients.values(), *cotangents.values()])
 
     def one(index: int, leaf: LeafPlan) -> Any:
         if leaf.method == plans.GRAM:
-            return jax.vmap(leaf.site.squared_norm)(captured[index], cotangents[index])
+            return jax.vmap(leaf.squared_norm)(captured, cotangents)
         if leaf.is_perturbed:
             return jax.vmap(lambda g: _tree.dot(g, g))(gradients[index])
         return jnp.zeros_like(losses)
@@ -123,27 +127,20 @@ def clean_gradients(
 ) -> list[jax.Array]:
     """The gradient at w of these groups, each counted by its share of the batch."""
 
+    def weighted(cotangents: jax.Array) -> jax.Array:
+        weights = shares.astype(cotangents.dtype)
+        return weights.reshape(-1, *(1,) * (cotangents.ndim - 1)) * cotangents
+
     def one(index: int, leaf: LeafPlan, array: jax.Array) -> jax.Array:
         if leaf.method == plans.CONSTANT:
             return jnp.zeros_like(array)
         if index in ascent.gradients:
             gradients = ascent.gradients[index]
             return jnp.tensordot(shares.astype(gradients.dtype), gradients, 1)
-        cotangents = ascent.cotangents[index]
-        weights = shares.astype(cotangents.dtype).reshape(-1, *(1,) * (cotangents.ndim - 1))
-        return _summed_gradient(leaf, ascent.captured[index], weights * cotangents)
+        cotangents = {use.place: weighted(ascent.cotangents[use.place]) for use in leaf.uses}
+        return leaf.summed_gradient(ascent.captured, cotangents)
 
     return [
         one(index, leaf, array)
         for index, (leaf, array) in enumerate(zip(plan.leaves, leaves, strict=True))
     ]
-
-
-def _summed_gradient(leaf: LeafPlan, captured: jax.Array, cotangents: jax.Array) -> jax.Array:
-    """One product over all groups and positions, as in an ordinary backward pass."""
-    site = leaf.site
-
-    def outputs(weights: jax.Array) -> Any:
-        return jax.vmap(site.apply, (0, None))(captured, weights)
-
-    return leaf.gradient_in_leaf(transposed(outputs, site.weight_type, cotangents))

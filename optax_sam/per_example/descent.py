@@ -10,8 +10,10 @@ from jax.custom_derivatives import SymbolicZero
 from optax_sam import _tree
 from optax_sam.per_example import plan as plans
 from optax_sam.per_example.ascent import Ascent
-from optax_sam.per_example.plan import Plan
-from optax_sam.per_example.sites import MatrixSite, Site, site_of
+from optax_sam.per_example.factors import times_gradient
+from optax_sam.per_example.places import Place
+from optax_sam.per_example.plan import Arrays, Plan
+from optax_sam.per_example.sites import Site, site_of
 from optax_sam.per_example.trace import Trace
 from optax_sam.per_example.walk import ParameterValue, resolve_all, walk
 
@@ -83,28 +85,34 @@ class _Perturber:
     """Applies weights that differ from group to group.
 
     Attributes:
-      factored: for leaves planned with Gram matrices ``(site, captured, cotangent, factor)``.
+      transposed: whether the weights at a place are the transpose of the leaf's gradient.
     """
 
-    enters_loops = True
+    def __init__(self, transposed: dict[Place, bool]):
+        self.transposed = transposed
+        self.captured: Arrays = {}
 
-    def __init__(self, factored: dict[int, tuple[MatrixSite, jax.Array, jax.Array, jax.Array]]):
-        self.factored = factored
-        self.captured: dict[int, jax.Array] = {}
+    def given(self, loop: Place) -> Arrays:
+        return {}
 
-    def branch(self) -> "_Perturber":
-        return _Perturber(self.factored)
+    def branch(self, given: Arrays) -> "_Perturber":
+        return _Perturber(self.transposed)
 
     def at_site(
-        self, equation: Any, position: int, inputs: jax.Array, parameter: ParameterValue
+        self,
+        place: Place,
+        equation: Any,
+        position: int,
+        inputs: jax.Array,
+        parameter: ParameterValue,
     ) -> jax.Array:
+        site: Any = site_of(equation, position)
         if parameter.perturbed is not None:
-            site = site_of(equation, position)
             return _own_weights(site, inputs, parameter.clean, parameter.perturbed)
-        site, captured, cotangent, factor = self.factored[parameter.leaf]
         output = site.apply(inputs, parameter.clean)
-        change = site.apply_gradient(inputs, captured, cotangent)
-        return output + (factor * change).astype(output.dtype)
+        product = times_gradient(site.rows(inputs), parameter.gradient, self.transposed[place])
+        change = site.from_output_matrix(product)
+        return jnp.asarray(output + (parameter.factor * change).astype(output.dtype))
 
     def resolve(self, parameter: ParameterValue, reason: str) -> jax.Array:
         return parameter.value
@@ -152,20 +160,26 @@ def perturbed_logits(
 ) -> chex.ArrayTree:
     """The logits of every group at its own w + ε_j; differentiable in ``leaves``, which is w."""
 
+    transposed = {
+        use.place: flag
+        for leaf in plan.leaves
+        for use, flag in zip(leaf.uses, leaf.transposed, strict=False)
+    }
+
     def one(
         leaves: list[jax.Array],
         factors: list[jax.Array],
-        captured: dict[int, jax.Array],
-        cotangents: dict[int, jax.Array],
+        captured: Arrays,
+        cotangents: Arrays,
         gradients: dict[int, jax.Array],
         group: Any,
     ) -> list[Any]:
-        factored: dict[int, tuple[MatrixSite, jax.Array, jax.Array, jax.Array]] = {}
         arguments: list[Any] = []
         for index, (leaf, array) in enumerate(zip(plan.leaves, leaves, strict=True)):
             if leaf.method == plans.GRAM:
-                factored[index] = (leaf.site, captured[index], cotangents[index], factors[index])
-                arguments.append(ParameterValue(array, leaf=index))
+                terms = leaf.terms(captured, cotangents)
+                value = ParameterValue(array, gradient=terms, factor=factors[index], leaf=index)
+                arguments.append(value)
             elif leaf.is_perturbed:
                 epsilon = factors[index] * gradients[index].astype(factors[index].dtype)
                 perturbed = array + epsilon.astype(array.dtype)
@@ -174,7 +188,7 @@ def perturbed_logits(
                 arguments.append(perturbed if plan.failure else value)
             else:
                 arguments.append(array)
-        visitor = _Perturber(factored)
+        visitor = _Perturber(transposed)
         logits = walk(trace.jaxpr, [*arguments, *jax.tree.leaves(group)], visitor)
         return resolve_all(logits, visitor, "is itself a logit")
 

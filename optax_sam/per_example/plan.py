@@ -1,18 +1,25 @@
 """How the perturbation of each parameter leaf will be computed, and why."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from optax_sam import _tree
 from optax_sam._jaxprs import CannotFollowError
 from optax_sam.convolutions import has_convolution
-from optax_sam.per_example.sites import Site, site_of, transposed
+from optax_sam.per_example.factors import Term, squared_norm
+from optax_sam.per_example.places import Place
+from optax_sam.per_example.sites import site_of
 from optax_sam.per_example.trace import Trace
-from optax_sam.per_example.walk import ParameterValue, Path, apply_path, resolve_all, walk
+from optax_sam.per_example.uses import Use, gram_multiplications
+from optax_sam.per_example.walk import ParameterValue, resolve_all, walk
+
+Arrays = dict[Place, jax.Array]
 
 GRAM = "Gram matrices"
 KERNEL = "own kernel"
@@ -36,16 +43,16 @@ class LeafPlan:
           second gradient does not.
         * ``GRADIENT``: ordinary differentiation of each group, exact for everything.
         * ``FROZEN``: masked; ``CONSTANT``: integers.
-      site: where the leaf meets the data, if that is exactly one known place.
-      path_to_site: the rearrangements in between.
-      reason: why there is no site.
+      uses: where the leaf meets the data, if all of these places are sites.
+      transposed: for each use, whether its weights are the transpose of those of the first one.
+      reason: why there are no uses.
     """
 
     path: str
     shape: tuple[int, ...]
     method: str
-    site: Any = None  # a Site, which the method asks for
-    path_to_site: Path = ()
+    uses: tuple[Use, ...] = ()
+    transposed: tuple[bool, ...] = ()
     reason: str = ""
 
     @property
@@ -58,12 +65,33 @@ class LeafPlan:
         """Whether the leaf takes part in the perturbation."""
         return self.method not in (FROZEN, CONSTANT)
 
-    def gradient_in_leaf(self, gradient: jax.Array) -> jax.Array:
-        """A gradient in the shape that the weights have at the site, back in the leaf's shape."""
-        if not self.path_to_site:
-            return gradient
-        leaf_type = self.path_to_site[0].invars[0].aval
-        return transposed(lambda leaf: apply_path(self.path_to_site, leaf), leaf_type, gradient)
+    def gradient(self, captured: Arrays, cotangents: Arrays) -> jax.Array:
+        """The gradient of one group."""
+        return functools.reduce(
+            jnp.add,
+            (use.gradient(captured[use.place], cotangents[use.place]) for use in self.uses),
+        )
+
+    def summed_gradient(self, captured: Arrays, cotangents: Arrays) -> jax.Array:
+        """The sum of the gradients of several groups."""
+        return functools.reduce(
+            jnp.add,
+            (use.summed_gradient(captured[use.place], cotangents[use.place]) for use in self.uses),
+        )
+
+    def terms(self, captured: Arrays, cotangents: Arrays) -> tuple[Term, ...]:
+        """The gradient of one group in thin matrices, for ``GRAM``."""
+        return tuple(
+            use.term(captured[use.place], cotangents[use.place], is_transposed)
+            for use, is_transposed in zip(self.uses, self.transposed, strict=True)
+        )
+
+    def squared_norm(self, captured: Arrays, cotangents: Arrays) -> jax.Array:
+        """‖g‖² of one group, for ``GRAM``."""
+        function: Callable[..., jax.Array] = squared_norm
+        for _ in range(sum(self.uses[0].slices)):
+            function = jax.vmap(function)
+        return jnp.sum(function(self.terms(captured, cotangents)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +149,8 @@ class Plan:
             dataclasses.replace(
                 leaf,
                 method=GRADIENT if leaf.is_perturbed else leaf.method,
-                site=None,
-                path_to_site=(),
+                uses=(),
+                transposed=(),
                 reason=failure if leaf.is_perturbed else leaf.reason,
             )
             for leaf in self.leaves
@@ -135,37 +163,43 @@ _SMALL_COPIES = 2**17  # numbers per group
 _ACCELERATOR_COPIES = 2**28  # numbers per microbatch: 1 GiB in float32
 
 
-@dataclasses.dataclass(frozen=True)
-class Use:
-    """One place where a leaf meets data: a site, or the reason why it is none."""
-
-    site: Site | None
-    path: Path | None
-    reason: str
-
-
 class _Survey:
-    """A :class:`~optax_sam.per_example.walk.Visitor` that records every use of every leaf."""
+    """A :class:`~optax_sam.per_example.walk.Visitor` that records every use of every leaf.
 
-    enters_loops = False
+    Attributes:
+      uses: for each leaf, its sites by their place: the body of a loop may be traced twice.
+      reasons: for each leaf, why its other uses are no sites.
+    """
 
-    def __init__(self, uses: list[list[Use]]):
+    def __init__(self, uses: list[dict[Place, Use]], reasons: list[list[str]], types: list[Any]):
         self.uses = uses
-        self.captured: dict[int, jax.Array] = {}
+        self.reasons = reasons
+        self.types = types
+        self.captured: Arrays = {}
 
-    def branch(self) -> "_Survey":
-        return _Survey(self.uses)
+    def given(self, loop: Place) -> Arrays:
+        return {}
+
+    def branch(self, given: Arrays) -> "_Survey":
+        return _Survey(self.uses, self.reasons, self.types)
 
     def at_site(
-        self, equation: Any, position: int, inputs: jax.Array, parameter: ParameterValue
+        self,
+        place: Place,
+        equation: Any,
+        position: int,
+        inputs: jax.Array,
+        parameter: ParameterValue,
     ) -> jax.Array:
-        site = site_of(equation, position)
-        reason = "" if parameter.path is not None else f"cut or repeated before a {site.kind} site"
-        self.uses[parameter.leaf].append(Use(site, parameter.path, reason))
+        site, leaf = site_of(equation, position), parameter.leaf
+        if parameter.path is None:
+            self.reasons[leaf].append(f"cut or repeated before a {site.kind} site")
+        else:
+            self.uses[leaf][place] = Use(place, site, parameter.path, self.types[leaf])
         return site.apply(inputs, parameter.clean)
 
     def resolve(self, parameter: ParameterValue, reason: str) -> jax.Array:
-        self.uses[parameter.leaf].append(Use(None, (), reason))
+        self.reasons[parameter.leaf].append(reason)
         return parameter.clean
 
 
@@ -178,21 +212,18 @@ def make_plan(trace: Trace, leaves: Sequence[jax.Array], perturbed: Sequence[boo
       perturbed: the mask, one bool per leaf.
     """
     failure = ""
-    uses: list[list[Use]] = [[] for _ in leaves]
+    survey = _Survey([{} for _ in leaves], [[] for _ in leaves], [*map(jax.typeof, leaves)])
     try:
-        uses = _survey(trace, leaves)
+        _carry_out(survey, trace, leaves)
     except CannotFollowError as error:
         failure = str(error)
-    planned = Plan(
-        tuple(map(_plan_leaf, trace.paths, leaves, perturbed, uses)), has_convolution(trace.jaxpr)
-    )
+    plans = map(_plan_leaf, trace.paths, leaves, perturbed, survey.uses, survey.reasons)
+    planned = Plan(tuple(plans), has_convolution(trace.jaxpr))
     return planned.without_following(failure) if failure else planned
 
 
-def _survey(trace: Trace, leaves: Sequence[jax.Array]) -> list[list[Use]]:
-    """Every use of every leaf, found by an abstract walk that computes nothing."""
-    uses: list[list[Use]] = [[] for _ in leaves]
-    survey = _Survey(uses)
+def _carry_out(survey: _Survey, trace: Trace, leaves: Sequence[jax.Array]) -> None:
+    """Finds every use of every leaf, by an abstract walk that computes nothing."""
 
     def run(leaves: list[jax.Array], group: list[jax.Array]) -> list[Any]:
         marked: list[Any] = [
@@ -203,38 +234,50 @@ def _survey(trace: Trace, leaves: Sequence[jax.Array]) -> list[list[Use]]:
         return resolve_all(outputs, survey, "is itself a logit")
 
     jax.eval_shape(run, list(leaves), jax.tree.leaves(trace.first_group))
-    return uses
 
 
-def _plan_leaf(path: str, leaf: jax.Array, is_perturbed: bool, uses: list[Use]) -> LeafPlan:
-    shape = jax.numpy.shape(leaf)
+def _plan_leaf(
+    path: str, leaf: jax.Array, is_perturbed: bool, found: dict[Place, Use], reasons: list[str]
+) -> LeafPlan:
+    shape = jnp.shape(leaf)
     if not _tree.is_floating(leaf):
         return LeafPlan(path, shape, CONSTANT, reason="not floating point")
-    reason = _why_no_site(uses)
-    site: Any = None if reason else uses[0].site
-    if not is_perturbed:  # its site still serves the clean gradient
+    reason = _why_no_site(found, reasons)
+    uses = () if reason else tuple(found.values())
+    transposed = _orientations(uses)
+    if not is_perturbed:  # its sites still serve the clean gradient
         method, note = FROZEN, "masked"
-    elif site is None:
+    elif not uses:
         method, note = GRADIENT, reason
     else:
-        method, note = (GRAM if _gram_is_cheaper(site) else KERNEL), ""
-    return LeafPlan(path, shape, method, site, (uses[0].path or ()) if site else (), note)
+        method, note = (GRAM if transposed and _gram_is_cheaper(uses) else KERNEL), ""
+    return LeafPlan(path, shape, method, uses, transposed, note)
 
 
-def _why_no_site(uses: list[Use]) -> str:
-    if not uses:
-        return "not used"
-    if len(uses) > 1:
-        return f"used {len(uses)} times"
-    return uses[0].reason
+def _why_no_site(uses: dict[Place, Use], reasons: list[str]) -> str:
+    if reasons:
+        return reasons[0]
+    return "" if uses else "not used"
 
 
-def _gram_is_cheaper(site: Site) -> bool:
+def _orientations(uses: Sequence[Use]) -> tuple[bool, ...]:
+    """For each use, whether its weights are those of the first one transposed; () if none of both."""
+    if not all(use.site.has_gram_form for use in uses):
+        return ()
+    if len(uses) <= 1:
+        return (False,) * len(uses)
+    axes = [use.axes() for use in uses]
+    if None in axes:
+        return ()
+    sliced, inputs, outputs = axes[0]
+    known = {(sliced, inputs, outputs): False, (sliced, outputs, inputs): True}
+    return tuple(known[a] for a in axes) if all(a in known for a in axes) else ()
+
+
+def _gram_is_cheaper(uses: Sequence[Use]) -> bool:
     """Compares multiplications: three times T² (K + O), for norm, output and its derivative, or T K O.
 
     Looking up rows costs nothing, so the K of an embedding does not count on the left.
     """
-    if not site.has_gram_form:
-        return False
-    inputs = 1 if site.kind == "embedding" else site.inputs
-    return 3 * site.positions * (inputs + site.outputs) <= site.inputs * site.outputs
+    products = sum(use.positions * use.site.inputs * use.site.outputs for use in uses)
+    return 3 * gram_multiplications(uses) <= int(products)

@@ -4,14 +4,8 @@ At a site :math:`y = \mathrm{op}(x, W)`. Written as matrices it is :math:`Y = A\
 :math:`A \in \mathbb{R}^{T \times K}` of one group (T positions: its examples in a dense layer, their
 tokens, their pixels in the output), and with the cotangent
 :math:`\Delta \in \mathbb{R}^{T \times O}` of the output the weights' gradient is
-:math:`G = A^\top \Delta`. Two things follow without ever forming G:
-
-.. math::
-   \|G\|^2 = \langle A A^\top, \Delta \Delta^\top \rangle, \qquad
-   X G = (X A^\top) \Delta,
-
-both from :math:`T \times T` matrices of inner products (Gram matrices). They are cheaper than G itself
-when T is small against K and O.
+:math:`G = A^\top \Delta`, whose norm and products follow without ever forming it
+(:mod:`optax_sam.per_example.factors`).
 """
 
 import itertools
@@ -24,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optax_sam import _jaxprs
+from optax_sam.per_example.factors import DenseRows, OneHotRows, Rows
 
 
 class Site:
@@ -71,41 +66,30 @@ class MatrixSite(Site):
 
     has_gram_form = True
 
+    @property
+    def weight_axes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The axes of the weights that make up K, and those that make up O."""
+        raise NotImplementedError
+
     def input_matrix(self, x: jax.Array) -> jax.Array:
         """A, shape (T, K)."""
         raise NotImplementedError
+
+    def rows(self, x: jax.Array) -> Rows:
+        """A in the form that multiplies fast."""
+        return DenseRows(self.input_matrix(x))
 
     def output_matrix(self, y: jax.Array) -> jax.Array:
         """Y or Δ, shape (T, O)."""
         raise NotImplementedError
 
+    def output_rows(self, y: jax.Array) -> Rows:
+        """Δ, as rows."""
+        return DenseRows(self.output_matrix(y))
+
     def from_output_matrix(self, y: jax.Array) -> jax.Array:
         """The inverse of :meth:`output_matrix`, which is a rearrangement: its transpose."""
         return transposed(self.output_matrix, self.output_type, y.astype(self.output_type.dtype))
-
-    def input_products(self, x: jax.Array, other: jax.Array) -> jax.Array:
-        """The inner products of the positions' inputs, shape (T, T)."""
-        left, right = _wide(self.input_matrix(x)), _wide(self.input_matrix(other))
-        if self.positions == 1:
-            # Per group a number: a batch of 1 × 1 matrix products is twice as slow.
-            return jnp.sum(left * right, keepdims=True)
-        return left @ right.T
-
-    def squared_norm(self, x: jax.Array, cotangent: jax.Array) -> jax.Array:
-        """‖G‖² from Gram matrices."""
-        delta = _wide(self.output_matrix(cotangent))
-        if self.positions == 1:
-            return jnp.sum(self.input_products(x, x)) * jnp.sum(jnp.square(delta))
-        # Rounding may leave a tiny negative number where the gradient vanishes.
-        return jnp.maximum(jnp.sum(self.input_products(x, x) * (delta @ delta.T)), 0)
-
-    def apply_gradient(self, x: jax.Array, captured: jax.Array, cotangent: jax.Array) -> jax.Array:
-        """op(x, G) for the G of the captured inputs and cotangent, without forming G."""
-        products = self.input_products(x, captured)
-        delta = _wide(self.output_matrix(cotangent))
-        return self.from_output_matrix(
-            products * delta if self.positions == 1 else products @ delta
-        )
 
 
 class Dense(MatrixSite):
@@ -118,6 +102,12 @@ class Dense(MatrixSite):
         inputs = math.prod(self.input_type.shape[axis] for axis in contracting)
         positions = math.prod(self.input_type.shape) // inputs
         return positions, inputs, math.prod(self.output_type.shape) // positions
+
+    @property
+    def weight_axes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        contracting = tuple(self.equation.params["dimension_numbers"][0][self.position])
+        axes = range(len(self.weight_type.shape))
+        return contracting, tuple(axis for axis in axes if axis not in contracting)
 
     def input_matrix(self, x: jax.Array) -> jax.Array:
         contracting = self.equation.params["dimension_numbers"][0][1 - self.position]
@@ -144,14 +134,15 @@ class Embedding(MatrixSite):
         rows = [axis for axis in range(y.ndim) if axis not in offsets]
         return y.transpose(*rows, *offsets).reshape(self.positions, self.outputs)
 
-    def input_products(self, x: jax.Array, other: jax.Array) -> jax.Array:
-        left, right = x.reshape(self.positions), other.reshape(self.positions)
-        rows = self.weight_type.shape[0]
+    @property
+    def weight_axes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (0,), tuple(range(1, len(self.weight_type.shape)))
+
+    def rows(self, x: jax.Array) -> Rows:
+        count = self.weight_type.shape[0]
         if self.equation.params["mode"] == lax.GatherScatterMode.CLIP:
-            left, right = jnp.clip(left, 0, rows - 1), jnp.clip(right, 0, rows - 1)
-        inside = (left >= 0) & (left < rows)  # an index outside the table has no gradient
-        same = (left[:, None] == right[None, :]) & inside[:, None]
-        return _wide(same.astype(self.output_type.dtype))
+            x = jnp.clip(x, 0, count - 1)
+        return OneHotRows(x.reshape(self.positions), count, self.output_type.dtype)
 
 
 class Convolution(MatrixSite):
@@ -168,6 +159,11 @@ class Convolution(MatrixSite):
         inputs = math.prod(self.weight_type.shape) // self.weight_type.shape[numbers.rhs_spec[0]]
         outputs = self.output_type.shape[numbers.out_spec[1]]
         return math.prod(self.output_type.shape) // outputs, inputs, outputs
+
+    @property
+    def weight_axes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        features_out, features_in, *spatial = self.equation.params["dimension_numbers"].rhs_spec
+        return (*spatial, features_in), (features_out,)
 
     def input_matrix(self, x: jax.Array) -> jax.Array:
         """The patches (im2col), cut out by slices: XLA's own patches are a convolution again."""
@@ -239,8 +235,3 @@ def site_of(equation: Any, position: int) -> Site:
             if parameters["feature_group_count"] == parameters["batch_group_count"] == 1:
                 return Convolution(equation, position)
     return Site(equation, position)
-
-
-def _wide(array: jax.Array) -> jax.Array:
-    """At least float32: half precision would overflow or lose bits in sums of squares."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))

@@ -8,6 +8,7 @@ inputs, the second pass applies the perturbed weights.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optax_sam import _jaxprs
+from optax_sam.per_example.places import OUTSIDE, Path, Place, Sliced
 
 # Rearrangements: the norm of the gradient is the same before and after, and their transpose is
 # their inverse. (A cast changes it by rounding only, a broadcast counts if it repeats nothing.)
@@ -36,9 +38,6 @@ _REARRANGEMENTS = {
 _LINEAR = _REARRANGEMENTS | {"slice", "split", "dynamic_slice", "gather", "neg", "reduce_sum"}
 
 
-Path = tuple[Any, ...]  # equations
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ParameterValue:
@@ -47,12 +46,16 @@ class ParameterValue:
     Attributes:
       clean: the value at the parameters w.
       perturbed: the value at w + ε_j; None where the perturbation is not applied to the weights.
+      gradient: what a visitor knows of the leaf's gradient instead; loops slice it like the value.
+      factor: ε_j / g_j.
       leaf: index of the leaf.
-      path: the rearrangements that lead here from the leaf; None once the norm may have changed.
+      path: the way that leads here from the leaf; None once the norm may have changed.
     """
 
     clean: jax.Array
     perturbed: jax.Array | None = None
+    gradient: Any = None
+    factor: jax.Array | None = None
     leaf: int = dataclasses.field(default=0, metadata={"static": True})
     path: Path | None = dataclasses.field(default=(), metadata={"static": True})
 
@@ -66,19 +69,25 @@ class Visitor(Protocol):
     """What is done where parameters meet data.
 
     Attributes:
-      captured: what the visits leave behind; the outputs of a rematerialized block.
-      enters_loops: whether the bodies of ``lax.scan`` are walked; otherwise all parameters are
-        resolved before the loop.
+      captured: what the visits leave behind. The bodies of loops and rematerialized blocks return it,
+        and loops stack it.
     """
 
-    captured: dict[int, jax.Array]
-    enters_loops: bool
+    captured: dict[Place, jax.Array]
 
-    def branch(self) -> "Visitor":
-        """A visitor with nothing captured yet, for the inside of a rematerialized block."""
+    def given(self, loop: Place) -> dict[Place, jax.Array]:
+        """What the visits inside a loop need, a slice of it in each round."""
+
+    def branch(self, given: dict[Place, jax.Array]) -> "Visitor":
+        """A visitor with nothing captured yet, for the inside of a loop or a rematerialized block."""
 
     def at_site(
-        self, equation: Any, position: int, inputs: jax.Array, parameter: ParameterValue
+        self,
+        place: Place,
+        equation: Any,
+        position: int,
+        inputs: jax.Array,
+        parameter: ParameterValue,
     ) -> jax.Array:
         """The output of a linear operation on ``inputs`` with weights at operand ``position``."""
 
@@ -86,7 +95,9 @@ class Visitor(Protocol):
         """The plain array, for an operation nothing is known about."""
 
 
-def walk(jaxpr: Any, arguments: Sequence[Any], visitor: Visitor) -> list[Any]:
+def walk(
+    jaxpr: Any, arguments: Sequence[Any], visitor: Visitor, place: Place = OUTSIDE
+) -> list[Any]:
     """Evaluates a jaxpr whose arguments are arrays or :class:`ParameterValue`.
 
     Raises:
@@ -94,11 +105,13 @@ def walk(jaxpr: Any, arguments: Sequence[Any], visitor: Visitor) -> list[Any]:
     """
     if not any(isinstance(argument, ParameterValue) for argument in arguments):
         return _jaxprs.evaluate(jaxpr, arguments)
+    numbers = itertools.count()
 
     def rule(equation: Any, values: list[Any]) -> Sequence[Any]:
+        number = next(numbers)
         if not any(isinstance(value, ParameterValue) for value in values):
             return _jaxprs.bind(equation, values)
-        return _visit(equation, values, visitor)
+        return _visit(equation, values, visitor, place.inside(number))
 
     return _jaxprs.evaluate(jaxpr, arguments, rule)
 
@@ -111,26 +124,20 @@ def resolve_all(values: Sequence[Any], visitor: Visitor, reason: str) -> list[An
     ]
 
 
-def apply_path(path: Path, leaf: jax.Array) -> jax.Array:
-    """The rearrangements that lead from a leaf to its site."""
-    for equation in path:
-        (leaf,) = _jaxprs.bind(equation, [leaf])
-    return leaf
-
-
-def _visit(equation: Any, values: list[Any], visitor: Visitor) -> Sequence[Any]:
+def _visit(equation: Any, values: list[Any], visitor: Visitor, place: Place) -> Sequence[Any]:
     name = equation.primitive.name
     position = _site_position(equation, values)
     if position is not None:
-        return [visitor.at_site(equation, position, values[1 - position], values[position])]
+        inputs, parameter = values[1 - position], values[position]
+        return [visitor.at_site(place, equation, position, inputs, parameter)]
     if name in _LINEAR and _only_first_is_parameter(values) and _stays_real(equation):
         return _apply_linear(equation, values)
     if name in _jaxprs.CALLS:
-        return walk(_jaxprs.called(equation), values, visitor)
+        return walk(_jaxprs.called(equation), values, visitor, place)
     if name in _jaxprs.REMATERIALIZATION:
-        return _rematerialize(equation, values, visitor)
-    if name == "scan" and visitor.enters_loops:
-        return _scan(equation, values, visitor)
+        return _rematerialize(equation, values, visitor, place)
+    if name == "scan":
+        return _scan(equation, values, visitor, place)
     return _jaxprs.bind(equation, resolve_all(values, visitor, f"used by `{name}`"))
 
 
@@ -183,7 +190,7 @@ def _apply_linear(equation: Any, values: Sequence[Any]) -> list[ParameterValue]:
         perturbed = _jaxprs.bind(equation, [parameter.perturbed, *others])
     path = _extend(parameter.path, equation)
     return [
-        ParameterValue(c, p, leaf=parameter.leaf, path=path)
+        dataclasses.replace(parameter, clean=c, perturbed=p, path=path)
         for c, p in zip(clean, perturbed, strict=True)
     ]
 
@@ -196,37 +203,87 @@ def _extend(path: Path | None, equation: Any) -> Path | None:
     return (*path, equation)
 
 
-def _rematerialize(equation: Any, values: list[Any], visitor: Visitor) -> list[Any]:
+def _rematerialize(equation: Any, values: list[Any], visitor: Visitor, place: Place) -> list[Any]:
     """The block stays rematerialized; what was captured inside becomes an output of it."""
     inner = _jaxprs.parameter(equation, "jaxpr")
+    captured = _Captured()
 
-    def block(values: list[Any]) -> tuple[list[Any], dict[int, jax.Array]]:
-        branch = visitor.branch()
-        outputs = walk(inner, values, branch)
-        return resolve_all(outputs, branch, "leaves a rematerialized block"), branch.captured
+    def block(values: list[Any]) -> tuple[list[Any], list[jax.Array]]:
+        branch = visitor.branch({})
+        outputs = walk(inner, values, branch, place)
+        outputs = resolve_all(outputs, branch, "leaves a rematerialized block")
+        return outputs, captured.arrays(branch)
 
     checkpoint: Callable[..., Any] = jax.checkpoint(
         block,
         policy=_jaxprs.parameter(equation, "policy"),
         prevent_cse=_jaxprs.parameter(equation, "prevent_cse"),
     )
-    outputs, captured = checkpoint(values)
-    visitor.captured.update(captured)
+    outputs, arrays = checkpoint(values)
+    visitor.captured.update(captured.by_place(arrays))
     return list(outputs)
 
 
-def _scan(equation: Any, values: list[Any], visitor: Visitor) -> list[Any]:
-    """The loop is kept, and its body walked."""
+def _scan(equation: Any, values: list[Any], visitor: Visitor, place: Place) -> list[Any]:
+    """The loop is kept, and its body walked. Of a stack of weights it takes a slice in each round."""
     count, carried = _jaxprs.scan_split(equation)
     inner = _jaxprs.parameter(equation, "jaxpr")
-    constants, scanned = values[:count], values[count + carried :]
-    carry = resolve_all(values[count : count + carried], visitor, "carried by `scan`")
-
-    def body(carry: list[Any], scanned: list[Any]) -> tuple[list[Any], list[Any]]:
-        outputs = walk(inner, [*constants, *carry, *scanned], visitor)
-        outputs = resolve_all(outputs, visitor, "leaves a `scan`")
-        return outputs[:carried], outputs[carried:]
-
     options = {name: _jaxprs.parameter(equation, name) for name in ("length", "reverse", "unroll")}
-    carry, stacked = lax.scan(body, carry, scanned, **options)
+    inside = place.loop(options["length"])
+    constants, stacks = values[:count], values[count + carried :]
+    carry = resolve_all(values[count : count + carried], visitor, "carried by `scan`")
+    captured = _Captured()
+
+    def body(carry: list[Any], slices: Any) -> tuple[list[Any], Any]:
+        sliced, given = slices
+        branch = visitor.branch(given)
+        scanned = [
+            _slice_of(stack, slice_, len(place.rounds))
+            for stack, slice_ in zip(stacks, sliced, strict=True)
+        ]
+        outputs = walk(inner, [*constants, *carry, *scanned], branch, inside)
+        outputs = resolve_all(outputs, branch, "leaves a `scan`")
+        return outputs[:carried], (outputs[carried:], captured.arrays(branch))
+
+    slices = ([*map(_arrays_of, stacks)], visitor.given(inside))
+    carry, (stacked, arrays) = lax.scan(body, carry, slices, **options)
+    visitor.captured.update(captured.by_place(arrays))
     return [*carry, *stacked]
+
+
+def _arrays_of(stack: Any) -> Any:
+    """What a loop has to slice."""
+    if isinstance(stack, ParameterValue):
+        return stack.clean, stack.perturbed, stack.gradient
+    return stack
+
+
+def _slice_of(stack: Any, slice_: Any, loop: int) -> Any:
+    if not isinstance(stack, ParameterValue):
+        return slice_
+    clean, perturbed, gradient = slice_
+    path = None if stack.path is None else (*stack.path, Sliced(loop))
+    return dataclasses.replace(
+        stack, clean=clean, perturbed=perturbed, gradient=gradient, path=path
+    )
+
+
+class _Captured:
+    """What was captured inside a program, as outputs of it: each array once.
+
+    Queries, keys and values are computed from the same array, which a loop would stack three times.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: dict[Place, int] = {}
+
+    def arrays(self, visitor: Visitor) -> list[jax.Array]:
+        """The different arrays that a visitor has captured."""
+        unique = {id(array): array for array in visitor.captured.values()}
+        order = {key: number for number, key in enumerate(unique)}
+        self.numbers = {place: order[id(array)] for place, array in visitor.captured.items()}
+        return list(unique.values())
+
+    def by_place(self, arrays: Sequence[jax.Array]) -> dict[Place, jax.Array]:
+        """The arrays where they were captured, from the outputs of the program."""
+        return {place: arrays[number] for place, number in self.numbers.items()}
