@@ -130,6 +130,16 @@ def inner_jaxprs(equation: core.JaxprEqn) -> list[tuple[str, Any]]:
     return found
 
 
+def rematerializes(jaxpr: Any) -> bool:
+    """Whether anything in a program, at any depth, is computed again in its backward pass."""
+    program, _ = open_and_constants(jaxpr)
+    return any(
+        equation.primitive.name in REMATERIALIZATION
+        or any(rematerializes(inner) for _, inner in inner_jaxprs(equation))
+        for equation in program.eqns
+    )
+
+
 def source_line(equation: core.JaxprEqn) -> str:
     """Where the user's program made an equation: ``file:line (function)``; empty if JAX did."""
     return source_info_util.summarize(equation.source_info)

@@ -107,6 +107,7 @@ class _Perturber:
         parameter: ParameterValue,
     ) -> jax.Array:
         site: Any = site_of(equation, position)
+        parameter = parameter.settled()
         if parameter.perturbed is not None:
             return _own_weights(site, inputs, parameter.clean, parameter.perturbed)
         output = site.apply(inputs, parameter.clean)
@@ -181,11 +182,11 @@ def perturbed_logits(
                 value = ParameterValue(array, gradient=terms, factor=factors[index], leaf=index)
                 arguments.append(value)
             elif leaf.is_perturbed:
-                epsilon = factors[index] * gradients[index].astype(factors[index].dtype)
-                perturbed = array + epsilon.astype(array.dtype)
-                value = ParameterValue(array, perturbed, leaf=index)
+                value = ParameterValue(
+                    array, gradient=gradients[index], factor=factors[index], leaf=index
+                )
                 # Without following it, the program has to take the sum as it is.
-                arguments.append(perturbed if plan.failure else value)
+                arguments.append(value.value if plan.failure else value)
             else:
                 arguments.append(array)
         visitor = _Perturber(transposed)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_sam import _tree
+from optax_sam import _jaxprs, _tree
 from optax_sam._jaxprs import CannotFollowError
 from optax_sam.convolutions import has_convolution
 from optax_sam.per_example.factors import Term, squared_norm
@@ -61,6 +61,11 @@ class LeafPlan:
         return math.prod(self.shape) if self.method in (KERNEL, GRADIENT) else 0
 
     @property
+    def recorded_size(self) -> int:
+        """How many numbers its sites keep for each group: their inputs and output derivatives."""
+        return sum(use.recorded_size for use in self.uses)
+
+    @property
     def is_perturbed(self) -> bool:
         """Whether the leaf takes part in the perturbation."""
         return self.method not in (FROZEN, CONSTANT)
@@ -101,11 +106,13 @@ class Plan:
     Attributes:
       leaves: one plan per parameter leaf.
       has_convolution: whether there is a convolution anywhere in the network.
+      rematerializes: whether it saves memory by computing something again in the backward pass.
       failure: why the traced program could not be followed; then nothing of it is walked.
     """
 
     leaves: tuple[LeafPlan, ...]
     has_convolution: bool
+    rematerializes: bool = False
     failure: str = ""
 
     @property
@@ -114,13 +121,19 @@ class Plan:
         return sum(leaf.copied_size for leaf in self.leaves)
 
     @property
+    def kept_size(self) -> int:
+        """How many numbers are kept for each group at once, in copies and in inputs and derivatives."""
+        return sum(leaf.copied_size + leaf.recorded_size for leaf in self.leaves)
+
+    @property
     def is_best_left_whole(self) -> bool:
         """Whether the batch needs no cutting into microbatches.
 
         Convolutional networks profit from caches in small microbatches, even without copies of
-        weights. A network whose plan needs next to no copies does not.
+        weights. A network whose plan needs next to no copies does not, unless it is short of memory.
         """
-        return not self.has_convolution and self.copied_size <= _SMALL_COPIES
+        few_copies = self.copied_size <= _SMALL_COPIES
+        return few_copies and not self.has_convolution and not self.rematerializes
 
     def suits_groups_of(self, size: int) -> bool:
         """Whether following the plan is faster than differentiating each group by itself.
@@ -139,6 +152,10 @@ class Plan:
         limit = max(1, _SMALL_MICROBATCH // group_size)
         if jax.default_backend() != "cpu":  # no small caches there: as many as the memory likes
             limit = max(limit, _ACCELERATOR_COPIES // max(self.copied_size, 1))
+        if self.rematerializes:  # what is kept may be as large as the parameters, as ε is
+            parameters = sum(math.prod(leaf.shape) for leaf in self.leaves)
+            fitting = max(1, parameters // max(self.kept_size, 1))
+            limit = min(limit, fitting) if self.has_convolution else fitting
         divisors = [size for size in range(1, limit + 1) if count % size == 0]
         # A remainder costs a second compiled program, a tiny microbatch costs speed.
         return min(count, divisors[-1] if 2 * divisors[-1] > limit else limit)
@@ -155,7 +172,7 @@ class Plan:
             )
             for leaf in self.leaves
         )
-        return Plan(leaves, self.has_convolution, failure)
+        return dataclasses.replace(self, leaves=leaves, failure=failure)
 
 
 _SMALL_MICROBATCH = 8  # examples
@@ -218,7 +235,8 @@ def make_plan(trace: Trace, leaves: Sequence[jax.Array], perturbed: Sequence[boo
     except CannotFollowError as error:
         failure = str(error)
     plans = map(_plan_leaf, trace.paths, leaves, perturbed, survey.uses, survey.reasons)
-    planned = Plan(tuple(plans), has_convolution(trace.jaxpr))
+    jaxpr = trace.jaxpr
+    planned = Plan(tuple(plans), has_convolution(jaxpr), _jaxprs.rematerializes(jaxpr))
     return planned.without_following(failure) if failure else planned
 
 

@@ -59,6 +59,12 @@ class Use:
         return int(self.repetitions * self.site.positions)
 
     @property
+    def recorded_size(self) -> int:
+        """How many numbers are kept of the inputs and the derivatives in the outputs of one group."""
+        types = (self.site.input_type, self.site.output_type)
+        return math.prod(self.place.rounds) * sum(int(math.prod(t.shape)) for t in types)
+
+    @property
     def tap_shape(self) -> tuple[int, ...]:
         """The shape of the outputs of all rounds."""
         return (*self.place.rounds, *self.site.output_type.shape)
@@ -67,7 +73,8 @@ class Use:
         """The gradient of one group, in the shape of the leaf."""
         if self.repetitions > 1:
             return self.summed_gradient(captured[None], cotangent[None])
-        gradient: jax.Array = self._over_loops(self.site.weight_gradient)(captured, cotangent)
+        of_layers = self._over_loops(self.site.weight_gradient)
+        gradient: jax.Array = of_layers(captured, cotangent)
         arrive = functools.partial(apply_path, self.path)
         return transposed(arrive, self.leaf_type, gradient) if self.path else gradient
 
@@ -76,7 +83,8 @@ class Use:
 
         def outputs(leaf: jax.Array) -> jax.Array:
             apply = jax.vmap(self._over_loops(self.site.apply), (0, None))
-            return apply(captured, apply_path(self.path, leaf))
+            result: jax.Array = apply(captured, apply_path(self.path, leaf))
+            return result
 
         return transposed(outputs, self.leaf_type, cotangents)
 

@@ -46,7 +46,7 @@ class ParameterValue:
     Attributes:
       clean: the value at the parameters w.
       perturbed: the value at w + ε_j; None where the perturbation is not applied to the weights.
-      gradient: what a visitor knows of the leaf's gradient instead; loops slice it like the value.
+      gradient: g_j where ε_j is still to be added, as an array like the value or in thin matrices.
       factor: ε_j / g_j.
       leaf: index of the leaf.
       path: the way that leads here from the leaf; None once the norm may have changed.
@@ -54,7 +54,7 @@ class ParameterValue:
 
     clean: jax.Array
     perturbed: jax.Array | None = None
-    gradient: Any = None
+    gradient: Any = None  # an array, or a tuple of terms
     factor: jax.Array | None = None
     leaf: int = dataclasses.field(default=0, metadata={"static": True})
     path: Path | None = dataclasses.field(default=(), metadata={"static": True})
@@ -62,7 +62,19 @@ class ParameterValue:
     @property
     def value(self) -> jax.Array:
         """The value the program goes on with."""
-        return self.clean if self.perturbed is None else self.perturbed
+        settled = self.settled()
+        return settled.clean if settled.perturbed is None else settled.perturbed
+
+    def settled(self) -> "ParameterValue":
+        """With ε_j added, if g_j is an array.
+
+        Not before it is needed: a loop over layers has then perturbed weights of one layer at a time.
+        """
+        if self.factor is None or not isinstance(self.gradient, jax.Array):
+            return self
+        epsilon = self.factor * self.gradient.astype(self.factor.dtype)
+        perturbed = self.clean + epsilon.astype(self.clean.dtype)
+        return dataclasses.replace(self, perturbed=perturbed, gradient=None)
 
 
 class Visitor(Protocol):
@@ -184,6 +196,7 @@ def _stays_real(equation: Any) -> bool:
 
 def _apply_linear(equation: Any, values: Sequence[Any]) -> list[ParameterValue]:
     parameter, *others = values
+    parameter = parameter.settled()
     clean = _jaxprs.bind(equation, [parameter.clean, *others])
     perturbed: list[Any] = [None] * len(clean)
     if parameter.perturbed is not None:
@@ -230,7 +243,8 @@ def _scan(equation: Any, values: list[Any], visitor: Visitor, place: Place) -> l
     inner = _jaxprs.parameter(equation, "jaxpr")
     options = {name: _jaxprs.parameter(equation, name) for name in ("length", "reverse", "unroll")}
     inside = place.loop(options["length"])
-    constants, stacks = values[:count], values[count + carried :]
+    constants = [c.settled() if isinstance(c, ParameterValue) else c for c in values[:count]]
+    stacks = values[count + carried :]
     carry = resolve_all(values[count : count + carried], visitor, "carried by `scan`")
     captured = _Captured()
 
