@@ -4,8 +4,9 @@
     python benchmarks/cost.py --everything --output docs/results/benchmarks
 
 The second command is the whole benchmark in one run: every step on every network with its wall clock,
-PyTorch beside it where it is installed, growth with size, overhead, errors of the per-example path; it
-writes Markdown tables, CSV files and the figures. Everything but the wall clock is deterministic.
+PyTorch beside it where it is installed, growth with size, overhead, errors of the per-example path,
+layers in loops; it writes Markdown tables, CSV files and the figures. Everything but time is
+deterministic.
 """
 
 import argparse
@@ -21,12 +22,13 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where this file runs as a program
 
-from benchmarks import figures, float32_error, growth, overhead, step_costs
+from benchmarks import figures, float32_error, growth, layers, overhead, step_costs
 from benchmarks.architectures import NETWORKS
 from benchmarks.tables import write_csv
 
-PARTS = ("steps", "growth", "overhead", "float32_error")
+PARTS = ("steps", "growth", "overhead", "float32_error", "layers")
 GROWTH_ROUNDS = 3
+LAYERS_ROUNDS = 5
 
 
 def machine() -> str:
@@ -138,7 +140,19 @@ def run_float32_error(options: argparse.Namespace, report: Report) -> None:
     report.records("float32_error", records)
 
 
-RUN = dict(zip(PARTS, (run_steps, run_growth, run_overhead, run_float32_error), strict=True))
+def run_layers(options: argparse.Namespace, report: Report) -> None:
+    """Transformers, whose layers may be in a loop."""
+    records = []
+    for case in layers.CASES:
+        rounds = LAYERS_ROUNDS if options.time else None
+        records += layers.measure_layers(case, rounds, report.progress)
+    report.text("layers", layers.table(records))
+    report.records("layers", records)
+
+
+RUN = dict(
+    zip(PARTS, (run_steps, run_growth, run_overhead, run_float32_error, run_layers), strict=True)
+)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -41,8 +41,10 @@ def explain(
     With the fast path there is a table of the parameters. Its columns: the operation in which the
     parameter meets the data, with its positions T per group, inputs K and outputs O; how its
     perturbation is computed; multiplications of both passes in this operation as a multiple of those
-    of an SGD step (SAM: 2.0); how many numbers are kept per group because of this parameter; and why
-    it has no fast form. The methods:
+    of an SGD step (SAM: 2.0); how many numbers are in copies of this parameter, for each group; and why
+    it has no fast form. "6 layers of" stands for a stack of weights that a ``lax.scan`` takes apart;
+    the positions of a loop that uses the same weights in all rounds are those of all rounds; and a
+    sum stands for weights that are used in several places. The methods:
 
     * ``Gram matrices``: from T × T inner products; no copy of the weights.
     * ``own kernel``: a gradient and perturbed weights for each group of a microbatch.
@@ -184,6 +186,8 @@ def _groups(decision: Decision, objective: Any, params: Any) -> Iterator[str]:
         yield _line("not followed", plan.failure)
     yield _line("at once", f"{at_once * size} of {objective.batch_size} examples")
     yield _line("copies", f"{at_once * plan.copied_size} numbers in copies of weights")
+    recorded = at_once * (plan.kept_size - plan.copied_size)
+    yield _line("kept", f"{recorded} numbers in inputs and output derivatives")
     yield ""
     yield table(plan)
 

@@ -35,7 +35,7 @@ class Ascent(NamedTuple):
     squared_norms: list[jax.Array]
 
 
-class _Recorder:
+class Recorder:
     """Keeps each site's inputs, and adds a tap to its output.
 
     A tap is a zero; the derivative in the tap is the derivative in the output. No gradient of the
@@ -49,8 +49,8 @@ class _Recorder:
     def given(self, loop: Place) -> Arrays:
         return {place: tap for place, tap in self.taps.items() if loop.holds(place)}
 
-    def branch(self, given: Arrays) -> "_Recorder":
-        return _Recorder(self.taps | given)
+    def branch(self, given: Arrays) -> "Recorder":
+        return Recorder(self.taps | given)
 
     def at_site(
         self,
@@ -83,7 +83,7 @@ def ascend(trace: Trace, plan: Plan, leaves: list[jax.Array], groups: Any) -> As
     }
 
     def loss(taps: Arrays, others: dict[int, jax.Array], group: Any) -> tuple[jax.Array, Any]:
-        recorder = _Recorder(taps)
+        recorder = Recorder(taps)
         arguments: list[Any] = [
             ParameterValue(array, leaf=index) if leaf.uses else others.get(index, array)
             for index, (leaf, array) in enumerate(zip(plan.leaves, leaves, strict=True))

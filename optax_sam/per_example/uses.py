@@ -44,14 +44,17 @@ class Use:
     @property
     def layers(self) -> int:
         """How many slices of the leaf there are, each with a site of its own."""
-        return math.prod(
-            n for n, sliced in zip(self.place.rounds, self.slices, strict=True) if sliced
-        )
+        return math.prod(self._rounds(sliced=True))
 
     @property
     def repetitions(self) -> int:
         """In how many rounds the same weights are used."""
-        return math.prod(self.place.rounds) // self.layers
+        return math.prod(self._rounds(sliced=False))
+
+    def _rounds(self, sliced: bool) -> list[int]:
+        """The rounds of the loops that do, or do not, slice the weights."""
+        pairs = zip(self.place.rounds, self.slices, strict=True)
+        return [rounds for rounds, is_sliced in pairs if is_sliced == sliced]
 
     @property
     def positions(self) -> int:
@@ -71,7 +74,7 @@ class Use:
 
     def gradient(self, captured: jax.Array, cotangent: jax.Array) -> jax.Array:
         """The gradient of one group, in the shape of the leaf."""
-        if self.repetitions > 1:
+        if not all(self.slices):
             return self.summed_gradient(captured[None], cotangent[None])
         of_layers = self._over_loops(self.site.weight_gradient)
         gradient: jax.Array = of_layers(captured, cotangent)

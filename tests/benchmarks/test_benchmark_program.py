@@ -7,7 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cost, float32_error, growth, measure, overhead, step_costs, training_steps
+from benchmarks import (
+    cost,
+    float32_error,
+    growth,
+    layers,
+    measure,
+    overhead,
+    step_costs,
+    training_steps,
+)
 from benchmarks.architectures import CNN, MLP, NETWORKS, Network, ResNet18, random_problem
 
 TINY = Network(MLP(8), (2, 2, 1), batch_size=4, rounds=5)
@@ -78,11 +87,14 @@ def test_the_whole_program(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(growth, "VALUES", {"MLP": sizes})
     monkeypatch.setattr(overhead, "CASES", {"MLP": (TINY, 10)})
     monkeypatch.setattr(float32_error, "CASES", {"MLP": TINY})
+    small = layers.Transformer("rematerialized layers in a loop", 2, 16, 2, 30)
+    monkeypatch.setattr(layers, "CASES", [layers.Case(small, batch_size=4, length=3)])
     cost.main(["--everything", "--output", str(tmp_path)])
     assert {path.name for path in tmp_path.iterdir()} == {
         *("machine.md", "mlp.md", "steps.csv", "steps.svg"),
         *("growth_mlp.md", "growth.csv", "growth_mlp.svg"),
         *("overhead.md", "overhead.csv", "float32_error.md", "float32_error.csv"),
+        *("layers.md", "layers.csv"),
     }
     with (tmp_path / "steps.csv").open(newline="") as file:
         rows = {row["step"]: row for row in csv.DictReader(file)}

@@ -1,0 +1,177 @@
+"""1-SAM of transformers: layers written out, in a loop, and in a loop that rematerializes them.
+
+The compiler counts the body of a loop once, so the multiplications are counted in the traced program,
+with all rounds. The time is that of all processors together, which other programs disturb less than a
+clock on the wall.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import optax_sam
+from benchmarks.measure import QUICK
+from benchmarks.step_costs import divide
+from benchmarks.tables import markdown
+from benchmarks.training_steps import RHO, naive_per_example
+from optax_sam._cost import multiplications
+
+Record = dict[str, Any]
+
+
+class Block(nn.Module):
+    """Attention and a perceptron, each behind a LayerNorm; in the form that ``nn.scan`` asks for."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        width = x.shape[-1]
+        mask = nn.make_causal_mask(x[..., 0])
+        x = x + nn.MultiHeadDotProductAttention(self.heads)(nn.LayerNorm()(x), mask=mask)
+        return x + nn.Dense(width)(nn.gelu(nn.Dense(4 * width)(nn.LayerNorm()(x)))), None
+
+
+class Transformer(nn.Module):
+    """A decoder with a tied embedding."""
+
+    layout: str  # a key of LAYOUTS
+    depth: int = 4
+    width: int = 256
+    heads: int = 4
+    vocabulary: int = 1024
+
+    @nn.compact
+    def __call__(self, tokens):
+        embedding = nn.Embed(self.vocabulary, self.width)
+        positions = nn.Embed(tokens.shape[1], self.width)
+        x = embedding(tokens) + positions(jnp.arange(tokens.shape[1]))
+        block = LAYOUTS[self.layout]
+        if block is None:
+            for _ in range(self.depth):
+                x, _ = Block(self.heads)(x)
+        else:
+            axes, keys = {"params": 0}, {"params": True}
+            x, _ = nn.scan(block, axes, keys, length=self.depth)(self.heads)(x, None)
+        return embedding.attend(nn.LayerNorm()(x))
+
+
+LAYOUTS = {
+    "layers written out": None,
+    "layers in a loop": Block,
+    "rematerialized layers in a loop": nn.remat(Block, prevent_cse=False),
+}
+
+
+class Case(NamedTuple):
+    """A transformer and its batch.
+
+    Attributes:
+      module: the network.
+      batch_size: examples in a step.
+      length: tokens in an example.
+    """
+
+    module: Transformer
+    batch_size: int = 32
+    length: int = 32
+
+
+CASES = [Case(Transformer(layout)) for layout in LAYOUTS]
+CASES += [Case(Transformer("rematerialized layers in a loop"), batch_size=16, length=128)]
+
+
+def sgd(objective: optax_sam.Objective, params: Any) -> Any:
+    """The gradient: what every ratio of multiplications is relative to."""
+    return jax.grad(objective)(params)
+
+
+def method(group_size: int | None = None) -> Callable[[optax_sam.Objective, Any], Any]:
+    """The direction of ``sam``."""
+    tx = optax_sam.sam(RHO, group_size=group_size)
+
+    def direction(objective: optax_sam.Objective, params: Any) -> Any:
+        grads = jax.grad(objective)(params)
+        return tx.update(grads, tx.init(params), params, loss_fn=objective)[0]
+
+    return direction
+
+
+STEPS = {
+    "SGD": sgd,
+    "sam": method(),
+    "1-SAM": method(group_size=1),
+    "1-SAM, naive vmap": lambda objective, params: naive_per_example(objective, params, RHO)[1],
+}
+
+
+def measure_layers(case: Case, rounds: int | None, progress: Callable[[str], None]) -> list[Record]:
+    """One record per step; None for the rounds leaves the time out."""
+    module, tokens = case.module, random_tokens(case)
+    params = jax.jit(module.init)(jax.random.key(1), tokens[:1])
+    base, calls, records = None, {}, []
+    for name, direction in STEPS.items():
+        progress(f"{module.layout}, {case.length} tokens: compiling {name}")
+
+        def step(params, tokens, direction=direction):
+            labels = jnp.roll(tokens, -1, axis=1)
+            return direction(optax_sam.Objective(module.apply, tokens, labels), params)
+
+        traced = jax.jit(step).trace(params, tokens)
+        # The naive form is not run: only its memory is of interest.
+        quickly = rounds is None or name.endswith("vmap")
+        program = traced.lower().compile(QUICK if quickly else None)
+        count = multiplications(traced.jaxpr).most
+        base = base or count
+        if not quickly:
+            calls[name] = lambda program=program: program(params, tokens)
+        records.append(
+            {"layout": module.layout, "batch": case.batch_size, "tokens": case.length, "step": name}
+            | {"multiplications": count / base}
+            | {"temporary": program.memory_analysis().temp_size_in_bytes / 2**20, "time": None}
+        )
+    for name, seconds in processor_seconds(calls, rounds or 0).items():
+        (record,) = (record for record in records if record["step"] == name)
+        record["time"] = seconds
+    return [
+        record | {f"{key}_of_sam": divide(record[key], records[1][key]) for key in MEASURES}
+        for record in records
+    ]
+
+
+MEASURES = {"temporary": "temporary memory / sam", "time": "processor time / sam"}
+
+
+def random_tokens(case: Case) -> jax.Array:
+    """Random text."""
+    shape = (case.batch_size, case.length)
+    return jax.random.randint(jax.random.key(0), shape, 0, case.module.vocabulary)
+
+
+def processor_seconds(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """The median time of each call over interleaved rounds; the first one warms up."""
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(rounds + 1 if rounds else 0):
+        for name, call in calls.items():
+            started = time.process_time()
+            jax.block_until_ready(call())
+            if round_:
+                samples[name].append(time.process_time() - started)
+    return {name: statistics.median(seconds) for name, seconds in samples.items() if seconds}
+
+
+def table(records: list[Record]) -> str:
+    """The records in Markdown."""
+    keys = ("multiplications", "temporary", *(f"{key}_of_sam" for key in MEASURES))
+    titles = ("multiplications / SGD", "temporary memory, MiB", *MEASURES.values())
+    rows = [
+        [f"{r['layout']}, batch {r['batch']} of {r['tokens']} tokens: {r['step']}"]
+        + [r[key] for key in keys]
+        for r in records
+    ]
+    return markdown(["", *titles], rows)
