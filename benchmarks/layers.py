@@ -5,6 +5,7 @@ with all rounds. The time is that of all processors together, which other progra
 clock on the wall.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import optax_sam
 from benchmarks.measure import QUICK
 from benchmarks.step_costs import divide
 from benchmarks.tables import markdown
-from benchmarks.training_steps import RHO, naive_per_example
+from benchmarks.training_steps import RHO
 from optax_sam._cost import multiplications
 
 Record = dict[str, Any]
@@ -106,7 +107,6 @@ STEPS = {
     "SGD": sgd,
     "sam": method(),
     "1-SAM": method(group_size=1),
-    "1-SAM, naive vmap": lambda objective, params: naive_per_example(objective, params, RHO)[1],
 }
 
 
@@ -114,7 +114,7 @@ def measure_layers(case: Case, rounds: int | None, progress: Callable[[str], Non
     """One record per step; None for the rounds leaves the time out."""
     module, tokens = case.module, random_tokens(case)
     params = jax.jit(module.init)(jax.random.key(1), tokens[:1])
-    base, calls, records = None, {}, []
+    base, calls, records = None, [], []
     for name, direction in STEPS.items():
         progress(f"{module.layout}, {case.length} tokens: compiling {name}")
 
@@ -123,21 +123,18 @@ def measure_layers(case: Case, rounds: int | None, progress: Callable[[str], Non
             return direction(optax_sam.Objective(module.apply, tokens, labels), params)
 
         traced = jax.jit(step).trace(params, tokens)
-        # The naive form is not run: only its memory is of interest.
-        quickly = rounds is None or name.endswith("vmap")
-        program = traced.lower().compile(QUICK if quickly else None)
+        program = traced.lower().compile(None if rounds else QUICK)
         count = multiplications(traced.jaxpr).most
         base = base or count
-        if not quickly:
-            calls[name] = lambda program=program: program(params, tokens)
+        calls.append(functools.partial(program, params, tokens))
         records.append(
             {"layout": module.layout, "batch": case.batch_size, "tokens": case.length, "step": name}
             | {"multiplications": count / base}
             | {"temporary": program.memory_analysis().temp_size_in_bytes / 2**20, "time": None}
         )
-    for name, seconds in processor_seconds(calls, rounds or 0).items():
-        (record,) = (record for record in records if record["step"] == name)
-        record["time"] = seconds
+    if rounds:
+        for record, seconds in zip(records, processor_seconds(calls, rounds), strict=True):
+            record["time"] = seconds
     return [
         record | {f"{key}_of_sam": divide(record[key], records[1][key]) for key in MEASURES}
         for record in records
@@ -153,16 +150,16 @@ def random_tokens(case: Case) -> jax.Array:
     return jax.random.randint(jax.random.key(0), shape, 0, case.module.vocabulary)
 
 
-def processor_seconds(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+def processor_seconds(calls: list[Callable[[], Any]], rounds: int) -> list[float]:
     """The median time of each call over interleaved rounds; the first one warms up."""
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(rounds + 1 if rounds else 0):
-        for name, call in calls.items():
+    samples: list[list[float]] = [[] for _ in calls]
+    for round_ in range(rounds + 1):
+        for call, seconds in zip(calls, samples, strict=True):
             started = time.process_time()
             jax.block_until_ready(call())
             if round_:
-                samples[name].append(time.process_time() - started)
-    return {name: statistics.median(seconds) for name, seconds in samples.items() if seconds}
+                seconds.append(time.process_time() - started)
+    return [statistics.median(seconds) for seconds in samples]
 
 
 def table(records: list[Record]) -> str:

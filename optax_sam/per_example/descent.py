@@ -96,7 +96,7 @@ class _Perturber:
         return {}
 
     def branch(self, given: Arrays) -> "_Perturber":
-        return _Perturber(self.transposed)
+        return self  # it captures nothing
 
     def at_site(
         self,

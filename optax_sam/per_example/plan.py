@@ -126,14 +126,13 @@ class Plan:
         return sum(leaf.copied_size + leaf.recorded_size for leaf in self.leaves)
 
     @property
-    def is_best_left_whole(self) -> bool:
-        """Whether the batch needs no cutting into microbatches.
+    def allows_large_microbatches(self) -> bool:
+        """Whether the groups at once need not be few.
 
         Convolutional networks profit from caches in small microbatches, even without copies of
-        weights. A network whose plan needs next to no copies does not, unless it is short of memory.
+        weights. A network whose plan needs next to no copies does not.
         """
-        few_copies = self.copied_size <= _SMALL_COPIES
-        return few_copies and not self.has_convolution and not self.rematerializes
+        return not self.has_convolution and self.copied_size <= _SMALL_COPIES
 
     def suits_groups_of(self, size: int) -> bool:
         """Whether following the plan is faster than differentiating each group by itself.
@@ -141,24 +140,27 @@ class Plan:
         Large groups are work enough for ordinary differentiation, unless their gradients, as large as
         the weights, outweigh it.
         """
-        return size <= _SMALL_MICROBATCH or self.is_best_left_whole
+        return size <= _SMALL_MICROBATCH or self.allows_large_microbatches
 
     def groups_at_once(self, count: int, group_size: int, microbatch_size: int | None) -> int:
         """How many of ``count`` groups to process at once; the result does not depend on it."""
         if microbatch_size is not None:
             return min(max(1, microbatch_size // group_size), count)
-        if self.is_best_left_whole:
-            return count
         limit = max(1, _SMALL_MICROBATCH // group_size)
+        # What is kept may be as large as the parameters: SAM keeps ε.
+        parameters = sum(math.prod(leaf.shape) for leaf in self.leaves)
+        fitting = max(1, parameters // max(self.kept_size, 1))
+        if self.allows_large_microbatches:
+            limit = max(limit, fitting)
         if jax.default_backend() != "cpu":  # no small caches there: as many as the memory likes
-            limit = max(limit, _ACCELERATOR_COPIES // max(self.copied_size, 1))
-        if self.rematerializes:  # what is kept may be as large as the parameters, as ε is
-            parameters = sum(math.prod(leaf.shape) for leaf in self.leaves)
-            fitting = max(1, parameters // max(self.kept_size, 1))
-            limit = min(limit, fitting) if self.has_convolution else fitting
+            limit = max(limit, _ACCELERATOR_SIZE // max(self.kept_size, 1))
+        if self.rematerializes:
+            limit = min(limit, fitting)
+        if count <= limit:
+            return count
         divisors = [size for size in range(1, limit + 1) if count % size == 0]
         # A remainder costs a second compiled program, a tiny microbatch costs speed.
-        return min(count, divisors[-1] if 2 * divisors[-1] > limit else limit)
+        return divisors[-1] if 2 * divisors[-1] > limit else limit
 
     def without_following(self, failure: str) -> "Plan":
         """The plan that works for every program: ordinary differentiation of each group."""
@@ -177,7 +179,7 @@ class Plan:
 
 _SMALL_MICROBATCH = 8  # examples
 _SMALL_COPIES = 2**17  # numbers per group
-_ACCELERATOR_COPIES = 2**28  # numbers per microbatch: 1 GiB in float32
+_ACCELERATOR_SIZE = 2**28  # numbers per microbatch: 1 GiB in float32
 
 
 class _Survey:
@@ -186,19 +188,20 @@ class _Survey:
     Attributes:
       uses: for each leaf, its sites by their place: the body of a loop may be traced twice.
       reasons: for each leaf, why its other uses are no sites.
+      types: the types of the leaves.
     """
 
-    def __init__(self, uses: list[dict[Place, Use]], reasons: list[list[str]], types: list[Any]):
-        self.uses = uses
-        self.reasons = reasons
-        self.types = types
+    def __init__(self, count: int):
+        self.uses: list[dict[Place, Use]] = [{} for _ in range(count)]
+        self.reasons: list[list[str]] = [[] for _ in range(count)]
+        self.types: list[Any] = []
         self.captured: Arrays = {}
 
     def given(self, loop: Place) -> Arrays:
         return {}
 
     def branch(self, given: Arrays) -> "_Survey":
-        return _Survey(self.uses, self.reasons, self.types)
+        return self  # it captures nothing
 
     def at_site(
         self,
@@ -229,7 +232,7 @@ def make_plan(trace: Trace, leaves: Sequence[jax.Array], perturbed: Sequence[boo
       perturbed: the mask, one bool per leaf.
     """
     failure = ""
-    survey = _Survey([{} for _ in leaves], [[] for _ in leaves], [*map(jax.typeof, leaves)])
+    survey = _Survey(len(leaves))
     try:
         _carry_out(survey, trace, leaves)
     except CannotFollowError as error:
@@ -248,6 +251,7 @@ def _carry_out(survey: _Survey, trace: Trace, leaves: Sequence[jax.Array]) -> No
             ParameterValue(leaf, leaf=index) if _tree.is_floating(leaf) else leaf
             for index, leaf in enumerate(leaves)
         ]
+        survey.types = [jax.typeof(leaf) for leaf in leaves]
         outputs = walk(trace.jaxpr, [*marked, *group], survey)
         return resolve_all(outputs, survey, "is itself a logit")
 

@@ -73,7 +73,7 @@ def repeated_stack(params, x):
     return x @ params["head"]
 
 
-REPEATED = {"stem": (108, WIDTH), "layers": {"square": (3, 24, 24)}, "head": (24, CLASSES)}
+REPEATED = {"stem": (108, 24), "layers": {"square": (3, 24, 24)}, "head": (24, CLASSES)}
 
 
 def tied_autoencoder(params, x):
