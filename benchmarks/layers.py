@@ -57,8 +57,13 @@ class Transformer(nn.Module):
             for _ in range(self.depth):
                 x, _ = Block(self.heads)(x)
         else:
-            axes, keys = {"params": 0}, {"params": True}
-            x, _ = nn.scan(block, axes, keys, length=self.depth)(self.heads)(x, None)
+            layers = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=self.depth,
+            )
+            x, _ = layers(self.heads)(x, None)
         return embedding.attend(nn.LayerNorm()(x))
 
 

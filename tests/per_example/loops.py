@@ -134,7 +134,12 @@ class LinenStack(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.Dense(WIDTH)(x.reshape(x.shape[0], -1))
-        layers = nn.scan(nn.remat(LinenLayer), {"params": 0}, {"params": True}, length=3)
+        layers = nn.scan(
+            nn.remat(LinenLayer),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=3,
+        )
         return nn.Dense(CLASSES)(layers()(x, None)[0])
 
 
@@ -155,8 +160,8 @@ class NnxLayer(nnx.Module):
 
 
 def nnx_stack():
-    make = nnx.vmap(lambda rngs: NnxLayer(rngs), in_axes=0, out_axes=0)
-    graphdef, state = nnx.split(make(nnx.Rngs(0).fork(split=3)), nnx.Param)
+    make = nnx.split_rngs(splits=3)(nnx.vmap(NnxLayer, in_axes=0, out_axes=0))
+    graphdef, state = nnx.split(make(nnx.Rngs(0)), nnx.Param)
     layers = initial(jax.tree.map(lambda leaf: leaf.shape, state))
     forward = nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
 
@@ -173,11 +178,10 @@ def _plain(apply, shapes):
 
 
 LOOPS = {
-    "layers": _plain(functools.partial(stack, block=residual), STACK),
+    "layers, last one first": _plain(functools.partial(stack, block=residual, reverse=True), STACK),
     "layers, rematerialized": _plain(
         functools.partial(stack, block=jax.checkpoint(residual), unroll=2), STACK
     ),
-    "layers, last one first": _plain(functools.partial(stack, block=residual, reverse=True), STACK),
     "layers of layers": _plain(
         functools.partial(stack, block=group_of_layers),
         STACK | {"layers": {n: (2, *shape) for n, shape in STACK["layers"].items()}},
