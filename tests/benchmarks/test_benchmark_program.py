@@ -87,7 +87,7 @@ def test_the_whole_program(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(growth, "VALUES", {"MLP": sizes})
     monkeypatch.setattr(overhead, "CASES", {"MLP": (TINY, 10)})
     monkeypatch.setattr(float32_error, "CASES", {"MLP": TINY})
-    small = layers.Transformer("rematerialized layers in a loop", 2, 16, 2, 30)
+    small = layers.Transformer("layers written out", depth=0, width=16, vocabulary=30)
     monkeypatch.setattr(layers, "CASES", [layers.Case(small, batch_size=4, length=3)])
     cost.main(["--everything", "--output", str(tmp_path)])
     assert {path.name for path in tmp_path.iterdir()} == {
