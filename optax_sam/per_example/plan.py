@@ -154,7 +154,7 @@ class Plan:
             limit = max(limit, fitting)
         if jax.default_backend() != "cpu":  # no small caches there: as many as the memory likes
             limit = max(limit, _ACCELERATOR_SIZE // max(self.kept_size, 1))
-        if self.rematerializes:
+        if self.rematerializes and not self.has_convolution:  # whose copies are small beside images
             limit = min(limit, fitting)
         if count <= limit:
             return count

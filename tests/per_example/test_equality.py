@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from optax_sam.per_example import per_example_gradient
+from optax_sam.per_example.factors import DenseRows, Term, squared_norm
 from optax_sam.per_example.plan import GRAM, make_plan
-from optax_sam.per_example.sites import site_of
 from optax_sam.per_example.trace import trace
 from tests.per_example.networks import NETWORKS, NOT_PROVED, initial, problem
 from tests.references import per_example as reference
@@ -213,10 +213,6 @@ def test_gram_norms_in_half_precision(dtype):
 def test_gram_norms_are_not_negative():
     """Where derivatives of equal inputs cancel, rounding may leave a negative squared norm."""
     rows, outputs, positions = 40, 30, 4
-    (equation,) = jax.make_jaxpr(jnp.matmul)(
-        jnp.ones((positions, rows)), jnp.ones((rows, outputs))
-    ).eqns
-    site = site_of(equation, 1)
     negative = 0
     for seed in range(20):
         x, delta = (
@@ -229,7 +225,8 @@ def test_gram_norms_are_not_negative():
         cotangent = jnp.stack([0.1 * delta, 0.2 * delta, 0.7 * delta, -delta])
         plain = jnp.sum((inputs @ inputs.T) * (cotangent @ cotangent.T))
         negative += plain < 0
-        assert 0 <= site.squared_norm(inputs, cotangent) < 1e-2
+        term = Term(DenseRows(inputs), DenseRows(cotangent))
+        assert 0 <= squared_norm((term,)) < 1e-2
     assert negative  # or the test shows nothing
 
 
