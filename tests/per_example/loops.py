@@ -178,12 +178,12 @@ def _plain(apply, shapes):
 
 
 LOOPS = {
-    "layers, last one first": _plain(functools.partial(stack, block=residual, reverse=True), STACK),
+    "layers": _plain(functools.partial(stack, block=residual), STACK),
     "layers, rematerialized": _plain(
         functools.partial(stack, block=jax.checkpoint(residual), unroll=2), STACK
     ),
-    "layers of layers": _plain(
-        functools.partial(stack, block=group_of_layers),
+    "layers of layers, last one first": _plain(
+        functools.partial(stack, block=group_of_layers, reverse=True),
         STACK | {"layers": {n: (2, *shape) for n, shape in STACK["layers"].items()}},
     ),
     "recurrent layers": _plain(recurrent, RECURRENT),
