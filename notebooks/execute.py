@@ -36,6 +36,7 @@ def execute(notebook: nbformat.NotebookNode) -> None:
         timeout=SECONDS_PER_NOTEBOOK,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # what one cell prints is one output
         extra_arguments=["--log-level=ERROR"],  # no warning about local connections
         resources={"metadata": {"path": str(FOLDER)}},
     ).execute()

@@ -12,7 +12,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+TUTORIALS = (ROOT / "docs/tutorials/index.md").read_text(encoding="utf-8")
+NOTEBOOKS = re.findall(r"notebooks/(\w+)\.ipynb", TUTORIALS)  # in the order of that page
 METHODS = sorted(path.stem for path in (ROOT / "docs/methods").glob("*.md") if path.stem != "index")
 
 # The sidebar: captions and pages.
