@@ -265,17 +265,41 @@ def msam() -> Picture:
     return Picture(step)
 
 
+def functional_sam() -> Picture:
+    """The second step: the second moment is also that of other examples."""
+    rms = optax.scale_by_rms(0.9, eps_in_sqrt=False, bias_correction=True)
+    method = optax_sam.functional_sam(RHO, preconditioner=rms)
+    first = step_of(method, objective=objective_of(slice(9, 12)))
+    second = step_of(method, first.state)
+    unconditioned = step_of(optax_sam.jsam(RHO)).epsilon
+    return Picture(
+        second,
+        ascents=[Arrow("ε of J-SAM", START, unconditioned, QUIET, (-40, 4), True)],
+        descents=[("g′", second.perturbed)],
+        nudges={"ε": (4, -2), "d": (14, -8), "g′": (-6, 0)},
+    )
+
+
+def le_sam() -> Picture:
+    """The budget ends the climb inside of the ball of the largest radius."""
+    sigma = 0.6 * RHO * float(jnp.linalg.norm(jax.grad(objective_of())(START)))
+    return Picture(step_of(optax_sam.le_sam(sigma, rho_max=RHO)))
+
+
 PICTURES: dict[str, Callable[[], Picture]] = {
     "sam": lambda: plain(optax_sam.sam),
     "asam": asam,
     "saner": lambda: against_sam(optax_sam.saner),
     "jsam": lambda: against_sam(optax_sam.jsam, **{"d": (14, -10), "g′": (-4, 0)}),
+    "functional_sam": functional_sam,
     "lsam": lambda: against_sam(optax_sam.lsam, d=(0, 6), g=(4, -8)),
     "ncsam": ncsam,
     "gsam": lambda: against_sam(lambda rho: optax_sam.gsam(rho, alpha=0.6)),
     "friendly_sam": lambda: averaged(optax_sam.friendly_sam(RHO)),
     "vasso": lambda: averaged(optax_sam.vasso(RHO)),
     "wsam": lambda: against_sam(lambda rho: optax_sam.wsam(rho, gamma=0.7)),
+    "stable_sam": lambda: against_sam(optax_sam.stable_sam, **{"d": (-14, 4), "g′": (20, -4)}),
+    "le_sam": le_sam,
     "looksam": looksam,
     "msam": msam,
 }

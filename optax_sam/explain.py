@@ -25,7 +25,10 @@ _SHOWN = 4
 
 
 def explain(
-    tx: optax.GradientTransformation, objective: Callable[..., Any], params: chex.ArrayTree
+    tx: optax.GradientTransformation,
+    objective: Callable[..., Any],
+    params: chex.ArrayTree,
+    **extra_args: Any,
 ) -> str:
     """Says what one step of an optimizer with a sharpness-aware method will do, and what it costs.
 
@@ -59,6 +62,7 @@ def explain(
         ``optax.inject_hyperparams``, ``optax.MultiSteps``, :func:`optax_sam.sometimes`, ...).
       objective: the loss that the training step passes as ``loss_fn``.
       params: pytree of parameters; arrays or their shapes.
+      **extra_args: what else the training step hands to ``update``, such as ``second_moment``.
 
     Returns:
       A text to print.
@@ -94,7 +98,7 @@ def explain(
 
     def step(params: Any, objective: Any) -> Any:
         gradients = _tree.as_gradients(gradient(params, objective), params)
-        return update(gradients, tx.init(params), params, loss_fn=objective)
+        return update(gradients, tx.init(params), params, loss_fn=objective, **extra_args)
 
     # Any other function of the parameters is no argument that can be traced.
     fixed = {} if isinstance(objective, Objective) else {"objective": objective}

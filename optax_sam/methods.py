@@ -7,12 +7,15 @@ method              perturbation                             evaluation         
 ``asam``            adaptive                                 full gradient            –
 ``saner``           normalized                               full gradient            down-weight
 ``jsam``            normalized                               Jacobian only            –
+``functional_sam``  normalized, also preconditioned          Jacobian only            –
 ``lsam``            normalized                               logit term only          –
 ``ncsam``           normalized → noise compensation → ball   full gradient            –
 ``gsam``            normalized                               full gradient            minus orthogonal
 ``friendly_sam``    gradient without its average             full gradient            –
 ``vasso``           average gradient                         full gradient            –
 ``wsam``            normalized                               full gradient            extrapolate
+``stable_sam``      normalized                               full gradient            renormalize
+``le_sam``          loss budget                              full gradient            –
 ``looksam``         normalized                               every k steps, reused    –
 ``msam``            against the momentum                     one gradient per step    –
 ==================  =======================================  =======================  ==================
@@ -33,8 +36,10 @@ from optax_sam._hyperparameters import check_integer, check_number
 from optax_sam._masks import MaskOrFunction
 from optax_sam._stages import as_stage
 from optax_sam.combinations import (
+    decouple,
     down_weight,
     extrapolate,
+    renormalize,
     reuse_orthogonal,
     subtract_orthogonal,
 )
@@ -42,6 +47,7 @@ from optax_sam.evaluations import Evaluation, full_gradient, jacobian_only, logi
 from optax_sam.perturbations import (
     adaptive,
     add_noise_compensation,
+    loss_budget,
     moving_average,
     noise_compensation_schedule,
     normalized,
@@ -95,8 +101,12 @@ def _compose(
     combination: optax.GradientTransformation | None = None,
     along_previous_direction: bool = False,
     otherwise: optax.GradientTransformation | None = None,
+    on_every_step: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """A method of its own stages, with what the options add around them."""
+    """A method of its own stages, with what the options add around them.
+
+    ``on_every_step`` is a combination behind all others that also sees the steps in between.
+    """
     given: dict[str, Any] = dict(options)
     unknown = sorted(set(given) - set(Options.__annotations__))
     if unknown:
@@ -130,10 +140,15 @@ def _compose(
     condition = {
         name: given.pop(name, None) for name in ("every_k", "start_step", "stop_step", "when")
     }
+    is_conditional = any(value is not None for value in condition.values())
+    if is_conditional:
+        otherwise = _chain(otherwise, on_every_step)
+    else:
+        combination = _chain(combination, on_every_step)
     method = sharpness_aware(perturbation, evaluation=evaluation, combination=combination, **given)
     if along_previous_direction:
         method = along_previous(method)
-    if all(value is None for value in condition.values()):
+    if not is_conditional:
         return method
     return sometimes(method, otherwise=otherwise, axis_name=given.get("axis_name"), **condition)
 
@@ -297,8 +312,8 @@ def jsam(
        d = \frac{1}{B} \sum_i J(w + \epsilon, x_i)^\top \, \partial_z \ell(f(w, x_i), y_i)
 
     It keeps nearly all of SAM's robustness to label noise. No Jacobian is formed: it is one
-    vector-Jacobian product. In a linear model it is the base optimizer. ε is that of the batch; the
-    paper's form, with one per example, is ``group_size=1``.
+    vector-Jacobian product. In a linear model it is the base optimizer. ε is that of the batch, which
+    is :func:`functional_sam`; the paper's form, with one per example, is ``group_size=1``.
 
     Args:
       rho: the radius ρ ≥ 0; a number or a schedule. ρ = 0 is the base optimizer.
@@ -321,11 +336,57 @@ def jsam(
 
     References:
       Baek, Kolter, Raghunathan, Why is SAM Robust to Label Noise?, ICLR 2024, arXiv 2405.03676,
-      equation (4.2). The authors published no code. With one ε per batch it is Functional-SAM: Singh,
-      Mobahi, Agarwala, Dauphin, Avoiding spurious sharpness minimization broadens applicability of
-      SAM, ICML 2025, arXiv 2502.02407.
+      equation (4.2). The authors published no code. With one ε per batch it is Functional-SAM,
+      :func:`functional_sam`.
     """
     return _compose(options, normalized(rho), evaluation=jacobian_only)
+
+
+@_with_options
+def functional_sam(
+    rho: optax.ScalarOrSchedule = 0.05,
+    preconditioner: optax.GradientTransformation | None = None,
+    **options: Unpack[Options],
+) -> optax.GradientTransformationExtraArgs:
+    r"""Functional-SAM: J-SAM with one ε per batch, for language models; also preconditioned.
+
+    .. math::
+       \epsilon = \rho \frac{D^{-1} g}{\lVert D^{-1} g \rVert}, \qquad
+       d = \frac{1}{B} \sum_i J(w + \epsilon, x_i)^\top \, \partial_z \ell(f(w, x_i), y_i)
+
+    Without a preconditioner D = 1, and it is :func:`jsam`. In language models SAM mostly lowers the
+    sharpness that comes from the logits, which does not help; this evaluation leaves that part out.
+
+    Args:
+      rho: the radius ρ ≥ 0; a number or a schedule. ρ = 0 is the base optimizer.
+      preconditioner: from gradients to :math:`D^{-1} g`, with D of Adam's second moment:
+        ``optax.scale_by_rms(0.999, eps_in_sqrt=False, bias_correction=True)`` keeps one of its own,
+        :func:`optax_sam.scale_by_second_moment` reads that of the Adam behind the method.
+      **options: see :class:`optax_sam.Options`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and an
+      :class:`optax_sam.Objective` as ``loss_fn``, and takes ``logits``.
+
+    Raises:
+      ValueError: if ``rho`` is a negative number.
+      TypeError: if ``preconditioner`` is no gradient transformation; from ``update``, if ``loss_fn`` is
+        not an ``Objective``.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> rms = optax.scale_by_rms(0.999, eps_in_sqrt=False, bias_correction=True)
+      >>> tx = optax.chain(
+      ...     optax_sam.functional_sam(rho=0.05, preconditioner=rms), optax.adamw(3e-4))
+
+    References:
+      Singh, Mobahi, Agarwala, Dauphin, Avoiding Spurious Sharpness Minimization Broadens Applicability
+      of SAM, ICML 2025, arXiv 2502.02407. The authors published no code.
+    """
+    ascent = normalized(rho)
+    if preconditioner is not None:
+        ascent = optax.chain(as_stage("preconditioner", preconditioner), ascent)
+    return _compose(options, ascent, evaluation=jacobian_only)
 
 
 @_with_options
@@ -566,35 +627,122 @@ def vasso(
 def wsam(
     rho: optax.ScalarOrSchedule = 0.05,
     gamma: optax.ScalarOrSchedule = 0.9,
+    base: optax.GradientTransformation | None = None,
     **options: Unpack[Options],
 ) -> optax.GradientTransformationExtraArgs:
     r"""WSAM: sharpness as a regularization term with a weight of its own.
 
     .. math::
        \epsilon = \rho \frac{g}{\lVert g \rVert}, \qquad g' = \nabla L(w + \epsilon), \qquad
-       d = g + \frac{\gamma}{1 - \gamma} (g' - g)
+       d = \mathrm{base}(g) + \frac{\gamma}{1 - \gamma} (g' - g)
+
+    Without a base, base(g) = g: the coupled form, whose whole direction goes through the optimizer
+    behind it. With one it is the authors' default, the decoupled form, in which the sharpness term goes
+    past the momentum.
 
     Args:
       rho: the radius ρ ≥ 0; a number or a schedule of the step.
       gamma: 0 ≤ γ < 1; a number or a schedule. γ = 0 is the base optimizer, γ = ½ is SAM.
-      **options: see :class:`optax_sam.Options`.
+      base: the base optimizer without its learning rate, such as ``optax.trace(0.9)``, and with its
+        weight decay; only the learning rate stands behind the method then. See
+        :func:`optax_sam.decouple`.
+      **options: see :class:`optax_sam.Options`. The base optimizer sees every step, also those without
+        a second gradient.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
 
     Raises:
       ValueError: if ``rho`` is a negative number or ``gamma`` outside [0, 1).
+      TypeError: if ``base`` is no gradient transformation.
 
     Example:
       >>> import optax, optax_sam
-      >>> tx = optax.chain(optax_sam.wsam(rho=0.05, gamma=0.9), optax.sgd(0.1))
+      >>> coupled = optax.chain(optax_sam.wsam(rho=0.05, gamma=0.9), optax.sgd(0.1, momentum=0.9))
+      >>> decoupled = optax.chain(
+      ...     optax_sam.wsam(rho=0.05, gamma=0.9, base=optax.trace(0.9)),
+      ...     optax.scale_by_learning_rate(0.1))
 
     References:
       Yue et al., Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization Term,
-      KDD 2023, arXiv 2305.15817, equation (6), the coupled form. Code: atorch in
-      intelligent-machine-learning/dlrover.
+      KDD 2023, arXiv 2305.15817, equation (6). Code: atorch in intelligent-machine-learning/dlrover.
     """
-    return _compose(options, normalized(rho), combination=extrapolate(gamma))
+    return _compose(
+        options,
+        normalized(rho),
+        combination=extrapolate(gamma),
+        on_every_step=None if base is None else decouple(base),
+    )
+
+
+@_with_options
+def stable_sam(
+    rho: optax.ScalarOrSchedule = 0.05, **options: Unpack[Options]
+) -> optax.GradientTransformationExtraArgs:
+    r"""Stable SAM: SAM's direction with the length of the clean gradient.
+
+    .. math::
+       \epsilon = \rho \frac{g}{\lVert g \rVert}, \qquad g' = \nabla L(w + \epsilon), \qquad
+       d = \frac{\lVert g \rVert}{\lVert g' \rVert} \, g'
+
+    Training stays stable at larger learning rates than with SAM: momentum, clipping and learning rate
+    see directions of the clean gradient's length.
+
+    Args:
+      rho: the radius ρ ≥ 0; a number or a schedule. ρ = 0 is the base optimizer.
+      **options: see :class:`optax_sam.Options`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
+
+    Raises:
+      ValueError: if ``rho`` is a negative number.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.stable_sam(rho=0.05), optax.sgd(0.1))
+
+    References:
+      Tan, Zhang, Liu, Wang, Hao, Stabilizing Sharpness-Aware Minimization Through a Simple
+      Renormalization Strategy, JMLR 2025, arXiv 2401.07250. Code: cltan023/stablesam2024.
+    """
+    return _compose(options, normalized(rho), combination=renormalize())
+
+
+@_with_options
+def le_sam(
+    sigma: optax.ScalarOrSchedule,
+    rho_max: optax.ScalarOrSchedule,
+    **options: Unpack[Options],
+) -> optax.GradientTransformationExtraArgs:
+    r"""LE-SAM: a fixed rise of the loss in place of a fixed radius.
+
+    .. math::
+       \epsilon = \rho_t \frac{g}{\lVert g \rVert}, \qquad
+       \rho_t = \min\Big(\frac{\sigma}{\lVert g \rVert}, \rho_\mathrm{max}\Big), \qquad
+       d = \nabla L(w + \epsilon)
+
+    Args:
+      sigma: the budget σ ≥ 0, in units of the loss; a number or a schedule, such as a cosine that ends
+        at 0. σ = 0 is the base optimizer.
+      rho_max: the largest radius ρ_max ≥ 0; a number or a schedule. For σ large enough it is SAM's ρ.
+      **options: see :class:`optax_sam.Options`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
+
+    Raises:
+      ValueError: if ``sigma`` or ``rho_max`` is a negative number.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.le_sam(sigma=0.1, rho_max=0.5), optax.sgd(0.1))
+
+    References:
+      Wang, Liu, Xie, Gao, Fix the Loss, Not the Radius: Rethinking the Adversarial Perturbation of
+      Sharpness-Aware Minimization, ICML 2026, arXiv 2605.10183.
+    """
+    return _compose(options, loss_budget(sigma, rho_max))
 
 
 @_with_options

@@ -20,6 +20,7 @@ from optax_sam._gradients import as_gradients
 from optax_sam._hyperparameters import Hyperparameter, ScheduleState, check_integer, check_number
 from optax_sam._loss_checks import evaluating_the_loss
 from optax_sam._stages import AlongPreviousState, SometimesState, as_method, as_stage
+from optax_sam.combinations.decoupling import DecouplingState
 from optax_sam.convolutions import inside_control_flow
 from optax_sam.evaluations import value_and_gradients
 from optax_sam.objectives import device_share, require_objective, with_parameters
@@ -384,9 +385,11 @@ def sometimes(
 
     def init(params: optax.Params) -> SometimesState:
         count = ScheduleState(jnp.zeros([], jnp.int32)) if counted else optax.EmptyState()
+        method_state = inner.init(params)
+        _refuse_decoupling(method_state)
         return SometimesState(
             step=count,
-            method=inner.init(params),
+            method=method_state,
             otherwise=optax.EmptyState() if stand_in is None else stand_in.init(params),
             when=optax.EmptyState() if condition is None else condition.init(params),
         )
@@ -449,6 +452,20 @@ def sometimes(
         return direction, SometimesState(step, method_state, otherwise_state, when_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _refuse_decoupling(state: optax.OptState) -> None:
+    """Refuses a base optimizer inside the method, which would miss the steps in between."""
+
+    def decouples(leaf: Any) -> bool:
+        return isinstance(leaf, DecouplingState)
+
+    if any(decouples(leaf) for leaf in jax.tree.leaves(state, is_leaf=decouples)):
+        raise ValueError(
+            "method has optax_sam.decouple(...) as its combination, whose base optimizer would miss "
+            "the steps in between. Pass otherwise=optax_sam.decouple(base) to sometimes, or base= to "
+            "optax_sam.wsam, which does."
+        )
 
 
 def _as_condition(when: Any) -> When | None:

@@ -105,6 +105,10 @@ def evaluated(result):
     return update(optax_sam.sharpness_aware(optax_sam.normalized(0.1), evaluation=evaluation))
 
 
+def down_weighted_where(mask):
+    return update(optax_sam.sam(combination=optax_sam.down_weight(mask=mask)))
+
+
 def state_of(tx, params=PARAMS):
     return tx.init(params)
 
@@ -540,6 +544,25 @@ ROWS["wsam"] = [
     *number("rho", -1, "[0, inf)", optax_sam.wsam),
     *number("gamma", 1, "[0, 1)", lambda g: optax_sam.wsam(gamma=g)),
 ]
+ROWS["wsam"] += [
+    Row("base was not called", lambda: optax_sam.wsam(base=optax.sgd), TypeError, "base",
+        "function sgd", "an optax.GradientTransformation"),
+    Row("base is a method", lambda: optax_sam.wsam(base=optax_sam.sam()).init(PARAMS), TypeError,
+        "base", "whole method", "Pass a stage"),
+]  # fmt: skip
+ROWS["functional_sam"] = [
+    *number("rho", -1, "[0, inf)", optax_sam.functional_sam),
+    Row("preconditioner is a word", lambda: optax_sam.functional_sam(preconditioner="adam"),
+        TypeError, "preconditioner", "'adam'", "an optax.GradientTransformation"),
+    Row("a plain loss", lambda: update(optax_sam.functional_sam()), TypeError, "loss_fn",
+        "function loss_fn", "optax_sam.Objective(apply_fn, inputs, labels)"),
+]  # fmt: skip
+ROWS["stable_sam"] = number("rho", -1, "[0, inf)", optax_sam.stable_sam)
+ROWS["le_sam"] = [
+    *number("sigma", -0.1, "[0, inf)", lambda s: optax_sam.le_sam(s, 0.5)),
+    *number("rho_max", -1, "[0, inf)", lambda rho: optax_sam.le_sam(0.1, rho)),
+    *number("sigma", INF, "[0, inf)", lambda s: optax_sam.le_sam(s, 0.5))[:1],
+]
 ROWS["looksam"] = [
     *number("rho", -1, "[0, inf)", optax_sam.looksam),
     *number("every_k", 0, "at least 1", lambda k: optax_sam.looksam(every_k=k)),
@@ -832,6 +855,24 @@ ROWS["last_layer_penalty"] += [
 # ----------------------------------------------------------------------- stage 1: perturbations
 ROWS["normalized"] = number("rho", -1, "[0, inf)", optax_sam.normalized)
 ROWS["project_to_ball"] = number("rho", -1, "[0, inf)", optax_sam.project_to_ball)
+ROWS["loss_budget"] = [
+    *number("sigma", -1, "[0, inf)", lambda s: optax_sam.loss_budget(s, 0.5)),
+    *number("rho_max", NAN, "[0, inf)", lambda rho: optax_sam.loss_budget(0.1, rho)),
+]
+PRECONDITION = optax_sam.scale_by_second_moment
+ROWS["scale_by_second_moment"] = [
+    *number("epsilon", 0, "(0, inf)", PRECONDITION),
+    Row("second_moment forgotten", lambda: alone(PRECONDITION()), ValueError, "second_moment",
+        "None", "second_moment=optax.tree.get(opt_state, 'nu')"),
+    Row("second_moment forgotten in a method", lambda: update(
+        optax_sam.functional_sam(preconditioner=PRECONDITION()), loss_fn=objective()), ValueError,
+        "second_moment", "None", "second_moment=optax.tree.get(opt_state, 'nu')"),
+    Row("the second moment of other parameters", lambda: alone(PRECONDITION(), second_moment=OTHER),
+        ValueError, "second_moment", "{'v': *}", "second_moment=optax.tree.get(opt_state, 'nu')"),
+    Row("the whole state", lambda: alone(
+        PRECONDITION(), second_moment=optax.scale_by_adam().init(PARAMS)), ValueError,
+        "second_moment", "ScaleByAdamState", "second_moment=optax.tree.get(opt_state, 'nu')"),
+]  # fmt: skip
 ROWS["adaptive"] = [
     *number("rho", -1, "[0, inf)", optax_sam.adaptive),
     *number("eta", -1, "[0, inf)", lambda eta: optax_sam.adaptive(0.1, eta)),
@@ -974,6 +1015,9 @@ ROWS["sometimes"] = [
     ],
     Row("when of the step", lambda: holds(lambda step: step > 5), TypeError, "when", "<lambda>",
         "every_k, start_step and stop_step"),
+    Row("a base optimizer inside", lambda: optax_sam.sam(
+        every_k=2, combination=optax_sam.decouple(optax.trace(0.9))).init(PARAMS), ValueError,
+        "method", "optax_sam.decouple", "otherwise=optax_sam.decouple(base)"),
     Row("otherwise is a number", lambda: sometimes(every_k=2, otherwise=0.7), TypeError,
         "otherwise", "0.7", "an optax.GradientTransformation"),
     Row("otherwise was not made", lambda: sometimes(every_k=2, otherwise=optax_sam.reuse_orthogonal),
@@ -1037,7 +1081,24 @@ ROWS["down_weight"] = [
     *number("alpha", -0.5, "0 is SAM, 1 drops set B", optax_sam.down_weight),
     *number("ratio_epsilon", INF, "[0, inf)", lambda e: optax_sam.down_weight(0.5, e)),
     *clean_grads_of(optax_sam.down_weight()),
-]
+    Row("mask is one bool", lambda: down_weighted_where(True), TypeError, "mask", "True",
+        "To take all leaves leave it out"),
+    Row("mask has other names", lambda: down_weighted_where({"b": True}), ValueError, "mask",
+        "{'b': *}", "a prefix of it"),
+    Row("mask is all False", lambda: down_weighted_where({"w": False}), ValueError, "mask",
+        "excludes every parameter", "leave down_weight out"),
+    Row("mask without params", lambda: alone(
+        optax_sam.down_weight(mask={"w": True}), params=None, clean_grads=GRADS), ValueError,
+        "params", "None", "update(updates, state, params, clean_grads=grads)"),
+]  # fmt: skip
+ROWS["decouple"] = [
+    Row("base is a number", lambda: optax_sam.decouple(0.9), TypeError, "base", "0.9",
+        "an optax.GradientTransformation"),
+    Row("base is a method", lambda: optax_sam.decouple(optax_sam.sam()).init(PARAMS), TypeError,
+        "base", "whole method", "Pass a stage"),
+    *clean_grads_of(optax_sam.decouple(optax.trace(0.9))),
+]  # fmt: skip
+ROWS["renormalize"] = clean_grads_of(optax_sam.renormalize())
 ROWS["extrapolate"] = [
     *number("gamma", -0.5, "[0, 1)", optax_sam.extrapolate),
     *clean_grads_of(optax_sam.extrapolate(0.9)),

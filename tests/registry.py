@@ -11,6 +11,8 @@ import optax
 import optax_sam
 from optax_sam import down_weight
 
+NOTHING = optax.identity()
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -18,6 +20,7 @@ class Method:
 
     Attributes:
       make: the method as a function of ρ and the engine's options.
+      base: what the method has of the base optimizer: what is left of it without a perturbation.
       zero_rho_is_base: ρ = 0 is the base optimizer, bit for bit.
       perturbation_norm_is_rho: ‖ε‖ = ρ whenever the gradient is not zero.
       perturbs_at_once: the first step already has ε ≠ 0.
@@ -28,6 +31,7 @@ class Method:
     """
 
     make: Callable[..., optax.GradientTransformationExtraArgs]
+    base: optax.GradientTransformation = NOTHING
     zero_rho_is_base: bool = True
     perturbation_norm_is_rho: bool = True
     perturbs_at_once: bool = True
@@ -41,11 +45,26 @@ def ncsam(rho, **options):
     return optax_sam.ncsam(rho, kappa=0.1, flip_ratio=0.5, **options)
 
 
+def functional_sam(rho=0.05, **options):
+    adams = optax.scale_by_rms(0.999, eps_in_sqrt=False, bias_correction=True)
+    return optax_sam.functional_sam(rho, preconditioner=adams, **options)
+
+
+def le_sam(rho=0.05, **options):
+    """With a budget that some gradients exceed at the largest radius and others do not."""
+    return optax_sam.le_sam(0.2, rho_max=rho, **options)
+
+
+def decoupled_wsam(rho=0.05, **options):
+    return optax_sam.wsam(rho, base=optax.trace(0.9), **options)
+
+
 METHODS: dict[str, Method] = {
     "sam": Method(optax_sam.sam),
     "asam": Method(optax_sam.asam, perturbation_norm_is_rho=False),
     "saner": Method(optax_sam.saner, selects_coordinates=True),
     "jsam": Method(optax_sam.jsam, loss_traces=2),
+    "functional_sam": Method(functional_sam, loss_traces=2),
     "lsam": Method(optax_sam.lsam, loss_traces=2),
     "ncsam": Method(
         ncsam, perturbation_norm_is_rho=False, static_args=("flip_ratio",), loss_traces=3
@@ -55,6 +74,9 @@ METHODS: dict[str, Method] = {
     "friendly_sam": Method(optax_sam.friendly_sam),
     "vasso": Method(optax_sam.vasso),
     "wsam": Method(optax_sam.wsam, zero_rho_is_base=False),  # 9 g' - 8 g rounds
+    "decoupled_wsam": Method(decoupled_wsam, base=optax.trace(0.9), zero_rho_is_base=False),
+    "stable_sam": Method(optax_sam.stable_sam, separable=False),  # the norms mix the leaves
+    "le_sam": Method(le_sam, perturbation_norm_is_rho=False),
     "looksam": Method(optax_sam.looksam, static_args=("every_k",)),
     "msam": Method(optax_sam.msam, perturbs_at_once=False),
     "restricted": Method(

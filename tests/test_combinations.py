@@ -144,6 +144,30 @@ class TestDownWeight:
         with pytest.raises(ValueError, match=r"ratio_epsilon must lie in \[0, inf\), got -1"):
             optax_sam.down_weight(0.5, ratio_epsilon=-1)
 
+    def test_mask(self):
+        """Down-weights where it is True, and counts its share there."""
+        clean = {"body": jnp.ones(3), "head": jnp.ones(4), "steps": jnp.arange(2)}
+        perturbed = {"body": jnp.full(3, 0.5), "head": jnp.array([0.5, 2.0, -1.0, 3.0])}
+        perturbed["steps"] = clean["steps"]
+        for mask in (
+            {"body": False, "head": True, "steps": False},
+            lambda params: {name: name == "head" for name in params},
+        ):
+            stage = optax_sam.down_weight(0.5, mask=mask)
+            direction, state = stage.update(
+                perturbed, stage.init(clean), clean, clean_grads=clean, anything="else"
+            )
+            np.testing.assert_array_equal(direction["body"], perturbed["body"])
+            np.testing.assert_array_equal(direction["head"], [0.25, 2.0, -1.0, 3.0])
+            np.testing.assert_array_equal(direction["steps"], perturbed["steps"])
+            assert float(state.down_weighted_fraction) == 0.25
+
+    def test_a_mask_of_all_is_none(self):
+        clean, perturbed = {"a": jnp.ones(3)}, {"a": jnp.array([0.5, 2.0, -1.0])}
+        stage = optax_sam.down_weight(0.5, mask={"a": True})
+        masked = stage.update(perturbed, stage.init(clean), clean, clean_grads=clean)
+        chex.assert_trees_all_equal(masked, combine(optax_sam.down_weight(0.5), perturbed, clean))
+
 
 class TestCoordinates:
     ALL = ("", "A", "B", "C", "AB", "AC", "BC", "ABC")
@@ -310,6 +334,60 @@ class TestExtrapolation:
             optax_sam.extrapolate(bad)
 
 
+class TestRenormalize:
+    @pytest.mark.usefixtures("strict_promotion")
+    @hypothesis.given(vectors, vectors)
+    def test_has_the_direction_of_one_and_the_length_of_the_other(self, clean, perturbed):
+        direction, _ = combine(optax_sam.renormalize(), {"a": perturbed}, {"a": clean})
+        g, h = clean.astype(np.float64), perturbed.astype(np.float64)
+        expected = np.linalg.norm(g) / np.linalg.norm(h) * h if h.any() else 0 * h
+        np.testing.assert_allclose(direction["a"], expected, rtol=1e-5, atol=1e-30)
+
+    @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+    def test_the_norms_of_half_precision_are_single(self, dtype):
+        clean, perturbed = jnp.full(5000, 1e4, dtype), jnp.full(5000, 1.0, dtype)
+        direction, _ = combine(optax_sam.renormalize(), perturbed, clean)
+        assert direction.dtype == dtype
+        np.testing.assert_allclose(np.asarray(direction, np.float32), 1e4, rtol=1e-2)
+
+    def test_nan_is_passed_on(self):
+        direction, _ = combine(
+            optax_sam.renormalize(), jnp.array([jnp.nan, 1.0]), jnp.array([1.0, 1.0])
+        )
+        assert np.isnan(direction).all()
+
+
+class TestDecouple:
+    def test_closed_form_with_momentum(self):
+        stage = optax_sam.decouple(optax.trace(0.5))
+        state = stage.init(jnp.zeros(2))
+        momentum = np.zeros(2)
+        for clean, perturbed in (([1.0, 2.0], [3.0, 2.0]), ([0.0, 1.0], [-1.0, 1.0])):
+            momentum = 0.5 * momentum + np.array(clean)
+            direction, state = stage.update(
+                jnp.array(perturbed), state, clean_grads=jnp.array(clean)
+            )
+            expected = momentum + np.array(perturbed) - np.array(clean)
+            np.testing.assert_allclose(direction, expected, rtol=1e-6)
+        assert isinstance(state, optax_sam.DecouplingState)
+
+    def test_without_a_sharpness_term_it_is_the_base_optimizer_bit_for_bit(self):
+        clean = jax.random.normal(jax.random.key(0), (100,))
+        stage, adam = optax_sam.decouple(optax.scale_by_adam()), optax.scale_by_adam()
+        direction, _ = combine(stage, clean, clean)
+        np.testing.assert_array_equal(direction, adam.update(clean, adam.init(clean))[0])
+
+    def test_the_base_optimizer_gets_the_parameters_and_other_arguments(self):
+        def update(updates, state, params=None, *, value, **extra_args):
+            assert "clean_grads" not in extra_args
+            return jax.tree.map(lambda u, p: u + value * p, updates, params), state
+
+        base = optax.GradientTransformationExtraArgs(lambda params: (), update)
+        stage, g = optax_sam.decouple(base), jnp.ones(2)
+        direction, _ = stage.update(g, stage.init(g), 2 * g, clean_grads=g, value=3.0)
+        np.testing.assert_array_equal(direction, [7.0, 7.0])
+
+
 @pytest.mark.parametrize(
     ("stage", "name"),
     [
@@ -318,6 +396,8 @@ class TestExtrapolation:
         (optax_sam.subtract_orthogonal(0.1), "subtract_orthogonal"),
         (optax_sam.reuse_orthogonal(), "reuse_orthogonal"),
         (optax_sam.extrapolate(0.5), "extrapolate"),
+        (optax_sam.renormalize(), "renormalize"),
+        (optax_sam.decouple(optax.trace(0.9)), "decouple"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

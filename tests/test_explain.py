@@ -210,3 +210,13 @@ def test_leaves_nothing_behind():
     with pytest.raises(ValueError):
         explain(optax.adam(0.1), *setting())
     assert decisions.get() is None
+
+
+def test_a_stage_gets_its_own_arguments():
+    objective, params = setting()
+    stage = optax_sam.scale_by_second_moment()
+    tx = optax_sam.functional_sam(0.1, preconditioner=stage, group_size=2)
+    text = explain(tx, objective, params, second_moment=params)
+    assert "gives every coordinate of the gradient a factor of its own" in text
+    with pytest.raises(ValueError, match="needs second_moment"):
+        explain(tx, objective, params)

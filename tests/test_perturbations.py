@@ -286,6 +286,66 @@ class TestProjection:
             optax_sam.project_to_ball(-1)
 
 
+@pytest.mark.usefixtures("strict_promotion")
+class TestLossBudget:
+    @hypothesis.given(reals, st.floats(0, 10), st.floats(0, 10))
+    def test_the_loss_rises_by_sigma_or_the_radius_is_the_largest(self, gradient, sigma, rho_max):
+        stage = optax_sam.loss_budget(sigma, rho_max)
+        epsilon = np.asarray(perturb(stage, gradient), np.float64)
+        length = norm(gradient)
+        radius = min(sigma / length, rho_max) if length else 0.0
+        unit = gradient / length if length else gradient
+        np.testing.assert_allclose(epsilon, radius * unit, rtol=1e-4, atol=1e-12)
+        known = stage.length(stage.init(gradient), jnp.float32(length))
+        np.testing.assert_allclose(known, radius, rtol=1e-4, atol=1e-12)
+
+    def test_schedules_of_both(self):
+        stage = optax_sam.loss_budget(
+            lambda t: jnp.array([1.0, 2.0])[t], lambda t: jnp.array([1.0, 0.1])[t]
+        )
+        g = jnp.array([3.0, 4.0])
+        first, state = stage.update(g, stage.init(g))
+        np.testing.assert_allclose(first, [0.12, 0.16], rtol=1e-6)
+        np.testing.assert_allclose(stage.length(state, jnp.float32(5.0)), 0.1, rtol=1e-6)
+        np.testing.assert_allclose(stage.update(g, state)[0], [0.06, 0.08], rtol=1e-6)
+
+    def test_a_large_budget_is_sam_bit_for_bit(self):
+        expected = perturb(optax_sam.normalized(0.3), mlp_parameters())
+        chex.assert_trees_all_equal(
+            perturb(optax_sam.loss_budget(1e6, 0.3), mlp_parameters()), expected
+        )
+
+    def test_zero_gradient_and_nan(self):
+        stage = optax_sam.loss_budget(1.0, 0.5)
+        assert perturb(stage, jnp.zeros(3)).tolist() == [0.0] * 3
+        assert np.isnan(perturb(stage, jnp.array([jnp.nan, 1.0]))).all()
+
+
+@pytest.mark.usefixtures("strict_promotion")
+class TestScaleBySecondMoment:
+    def test_is_the_direction_of_adam_without_momentum(self):
+        gradients, moment = jnp.array([3.0, -4.0]), jnp.array([4.0, 1e-4])
+        stage = optax_sam.scale_by_second_moment(epsilon=1e-3)
+        scaled, _ = stage.update(
+            {"w": gradients, "steps": jnp.arange(2), "none": None},
+            stage.init(gradients),
+            second_moment={"w": moment, "steps": jnp.zeros(2), "none": None},
+            anything="else",
+        )
+        np.testing.assert_allclose(scaled["w"], [3 / 2.001, -4 / 0.011], rtol=1e-6)
+        assert scaled["steps"].tolist() == [0, 1]
+
+    @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+    def test_before_the_first_step_it_climbs_along_the_gradient(self, dtype):
+        """g / ε overflows in float16."""
+        gradients = jnp.array([3.0, 4.0], dtype)
+        stage = optax.chain(optax_sam.scale_by_second_moment(), optax_sam.normalized(1.0))
+        epsilon, _ = stage.update(
+            gradients, stage.init(gradients), second_moment=jnp.zeros_like(gradients)
+        )
+        np.testing.assert_allclose(epsilon, [0.6, 0.8], rtol=1e-5)
+
+
 class TestMovingAverages:
     gradients = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 

@@ -1,5 +1,6 @@
 """Compositions that the methods pages recommend, against the published updates written by hand."""
 
+import ast
 import functools
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 import optax_sam
 from tests.references import published
+from tests.test_docs_pages import DOCS, blocks_of
 
 STEPS = 30
 LR = 0.1
@@ -140,3 +142,102 @@ def test_where_the_sets_are_closed():
         stage = optax_sam.restrict_to_coordinates(letter)
         direction, _ = stage.update(perturbed, stage.init(clean), clean_grads=clean)
         assert direction.tolist() == [at_zero, 1.0]
+
+
+@functools.cache
+def recipes():
+    """The functions of the page, without its examples."""
+    page, namespace = DOCS / "methods" / "recipes.md", {}
+    for _, code in blocks_of(page):
+        parts = [p for p in ast.parse(code).body if isinstance(p, ast.Import | ast.FunctionDef)]
+        exec(compile(ast.Module(parts, []), str(page), "exec"), namespace)
+    return namespace
+
+
+def test_stable_sam_as_its_authors_scale_it():
+    expected = by_hand(published.stable_sam_of_its_authors, rho=0.3)
+    right = ours(optax_sam.stable_sam(0.3))
+    np.testing.assert_allclose(right, expected, rtol=0, atol=1e-10)
+
+
+def test_saner_in_the_last_layer_as_its_authors_code_has_it():
+    """Their alpha is what set B is multiplied by."""
+    expected = by_hand(published.saner_in_the_last_layer, rho=0.3, alpha=0.25, last="out_kernel")
+    stage = optax_sam.down_weight(0.75, 1e-12, mask=recipes()["only"]("['out_kernel']"))
+    right = ours(optax_sam.sam(0.3, combination=stage))
+    np.testing.assert_allclose(right, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("update", "perturbation"),
+    [
+        (
+            published.centralized_sam_of_its_authors,
+            lambda page: optax.chain(optax_sam.normalized(0.3), page["centralized"]()),
+        ),
+        (
+            published.sam_in_the_maximum_norm,
+            lambda page: optax.chain(optax.scale_by_sign(), optax.scale(0.3)),
+        ),
+        (published.sam_layer_by_layer, lambda page: page["normalized_per_leaf"](0.3)),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_recipe_of_a_perturbation_is_the_published_update(update, perturbation):
+    right = ours(optax_sam.sharpness_aware(perturbation(recipes())))
+    np.testing.assert_allclose(right, by_hand(update, rho=0.3), rtol=0, atol=1e-11)
+
+
+def test_sam_on_as_its_authors_find_the_layers():
+    expected = by_hand(published.sam_on_normalization_layers, rho=0.3)
+    right = ours(optax_sam.sam(0.3, mask=recipes()["is_normalization"]))
+    np.testing.assert_allclose(right, expected, rtol=0, atol=1e-11)
+
+
+def test_optax_centralizes_along_the_other_axis():
+    """Its means are those of PyTorch's layout, whose first axis are the outputs."""
+    kernel = {"kernel": jnp.arange(6.0).reshape(3, 2) ** 2}
+    central, _ = recipes()["centralized"]().update(kernel, optax.EmptyState(), kernel)
+    transposed = jax.tree.map(jnp.transpose, kernel)
+    of_optax, _ = optax.centralize().update(transposed, optax.EmptyState())
+    np.testing.assert_allclose(central["kernel"], of_optax["kernel"].T)
+
+
+def test_esam_as_in_its_paper():
+    """With the masks that the recipe draws."""
+    page, (start, batches) = recipes(), setup()
+    beta, gamma = 0.6, 0.5
+    drawn, state = [], page["random_mask"](beta).init(start)
+    for _ in range(STEPS):
+        ones = jax.tree.map(jnp.ones_like, start)
+        mask, state = page["random_mask"](beta).update(ones, state)
+        drawn.append({name: np.asarray(array) * beta for name, array in mask.items()})
+    assert 0.4 < np.mean([array.mean() for mask in drawn for array in mask.values()]) < 0.8
+
+    @jax.jit
+    def each_loss(params, inputs, labels):
+        objective = optax_sam.Objective(apply_fn, inputs, labels)
+        return objective.losses_from_logits(objective.logits(params))
+
+    def gradient_on(params, t, chosen):
+        inputs, labels = batches[t % 3]
+        if chosen is not None:
+            inputs, labels = inputs[chosen], labels[chosen]
+        return {k: np.asarray(g) for k, g in jax_gradient(params, inputs, labels).items()}
+
+    expected = published.efficient_sam(
+        gradient_on,
+        lambda params, t: np.asarray(each_loss(params, *batches[t % 3])),
+        lambda t: drawn[t],
+        start,
+        STEPS,
+        rho=0.3,
+        beta=beta,
+        gamma=gamma,
+        lr=LR,
+    )
+    esam = optax_sam.sharpness_aware(
+        optax.chain(optax_sam.normalized(0.3), page["random_mask"](beta)),
+        evaluation=page["on_the_sharpest"](gamma),
+    )
+    np.testing.assert_allclose(ours(esam), as_matrix(expected), rtol=0, atol=1e-11)

@@ -116,10 +116,78 @@ class EveryThirdSANER(references.METHODS["saner"]):
         return super().direction(problem, w) if self.step % 3 == 1 else problem.grad(w)
 
 
+class DecoupledEveryThird(references.DecoupledWSAM):
+    """The momentum sees the steps between, too."""
+
+    step = 0
+
+    def direction(self, problem, w):
+        self.step += 1
+        if self.step % 3 == 1:
+            return super().direction(problem, w)
+        self.momentum = 0.9 * self.momentum + problem.grad(w)
+        return self.momentum
+
+
+class LastLayerSANER(references.SAM):
+    """Down-weights in the output kernel, the last 18 coordinates."""
+
+    def direction(self, problem, w):
+        plain = super().direction(problem, w)
+        down_weighted = references.with_saner(references.SAM)(self.rho).direction(problem, w)
+        return jnp.concatenate([plain[:-18], down_weighted[-18:]])
+
+
+def is_large(c):
+    return optax_sam.gradient_norm_is_large(optax.linear_schedule(c, -1.0, 6), decay=0.6)
+
+
+class AESAM(references.SAM):
+    """A second gradient where the first one is long for this stage of the training."""
+
+    step = mean = variance = 0
+
+    def is_due(self, g):
+        threshold = 1.0 - 2.0 * self.step / 6
+        self.step += 1
+        self.mean = 0.6 * self.mean + 0.4 * jnp.sum(g**2)
+        self.variance = 0.6 * self.variance + 0.4 * (jnp.sum(g**2) - self.mean) ** 2
+        return jnp.sum(g**2) >= self.mean + threshold * jnp.sqrt(self.variance)
+
+    def direction(self, problem, w):
+        g = problem.grad(w)
+        return super().direction(problem, w) if self.is_due(g) else g
+
+
+class AELookSAM(AESAM):
+    def direction(self, problem, w):
+        g = problem.grad(w)
+        if not self.is_due(g):
+            return g + 0.7 * references.towards(self.v, references.length(g))
+        perturbed = references.SAM(self.rho).direction(problem, w)
+        unit = references.towards(g, 1)
+        self.v = perturbed - jnp.dot(perturbed, unit) * unit
+        return perturbed
+
+
+def is_output(params):
+    return {name: name == "out" for name in params}
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("make", "reference"),
     [
+        (lambda: optax_sam.sam(RHO, when=is_large(1.0)), AESAM),
+        (lambda: optax_sam.looksam(RHO, every_k=1, when=is_large(1.0)), AELookSAM),
+        (
+            lambda: optax_sam.wsam(RHO, base=optax.trace(0.9), every_k=3),
+            DecoupledEveryThird,
+        ),
+        (
+            lambda: optax_sam.sam(RHO, combination=optax_sam.down_weight(0.5, mask=is_output)),
+            LastLayerSANER,
+        ),
         (lambda: optax_sam.sam(RHO, ascent_steps=3), SeveralSteps),
         (lambda: optax_sam.sam(RHO, ascent_fraction=0.25), PartOfTheBatch),
         (lambda: optax_sam.sam(RHO, ascent_fraction=1.0), references.SAM),
@@ -161,6 +229,8 @@ def test_microbatches_change_nothing(make, size, reference):
         (lambda: optax_sam.saner(RHO, alpha=0.0), lambda: optax_sam.sam(RHO)),
         (lambda: optax_sam.wsam(RHO, gamma=0.5), lambda: optax_sam.sam(RHO)),
         (lambda: optax_sam.wsam(RHO, gamma=0.0), lambda: optax.identity()),
+        (lambda: optax_sam.functional_sam(RHO), lambda: optax_sam.jsam(RHO)),
+        (lambda: optax_sam.le_sam(1e6, RHO), lambda: optax_sam.sam(RHO)),
         (lambda: optax_sam.friendly_sam(RHO, sigma=0.0), lambda: optax_sam.sam(RHO)),
         (lambda: optax_sam.vasso(RHO, theta=1.0), lambda: optax_sam.sam(RHO)),
         (lambda: optax_sam.looksam(RHO, every_k=1), lambda: optax_sam.sam(RHO)),
@@ -184,6 +254,35 @@ def test_microbatches_change_nothing(make, size, reference):
 def test_identity(left, right):
     right = optax.with_extra_args_support(right())
     np.testing.assert_allclose(run_ours(left()), run_ours(right), rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.usefixtures("x64")
+def test_preconditioned_by_the_second_moment_of_the_adam_behind():
+    params, w, forward, batches = setup()
+    preconditioner = optax_sam.scale_by_second_moment()
+    tx = optax.chain(
+        optax_sam.functional_sam(RHO, preconditioner=preconditioner), optax.adam(0.1, b2=0.9)
+    )
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params, state, inputs, labels):
+        loss_fn = optax_sam.Objective(apply_fn, inputs, labels)
+        grads, moment = jax.grad(loss_fn)(params), optax.tree.get(state, "nu")
+        updates, state = tx.update(grads, state, params, loss_fn=loss_fn, second_moment=moment)
+        return optax.apply_updates(params, updates), state
+
+    first = second = np.zeros_like(w)
+    for t in range(1, 5):
+        problem = references.Problem(forward, *batches[t % 3])
+        g = np.asarray(problem.grad(w))
+        epsilon = references.towards(g / (np.sqrt(second) + 1e-8), RHO)
+        d = np.asarray(problem.product(w + epsilon, w))
+        first, second = 0.9 * first + 0.1 * d, 0.9 * second + 0.1 * d**2
+        w = w - 0.1 * first / (1 - 0.9**t) / (np.sqrt(second / (1 - 0.9**t)) + 1e-8)
+        params, state = step(params, state, *batches[t % 3])
+        ours = jax.flatten_util.ravel_pytree(params)[0]
+        np.testing.assert_allclose(ours, w, rtol=0, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")

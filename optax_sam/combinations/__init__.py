@@ -11,19 +11,24 @@ from optax_sam.combinations.decomposition import (
     reuse_orthogonal,
     subtract_orthogonal,
 )
+from optax_sam.combinations.decoupling import DecouplingState, decouple
 from optax_sam.combinations.down_weighting import (
     DownWeightingState,
     down_weight,
     linear_warmup_alpha,
 )
 from optax_sam.combinations.extrapolation import extrapolate
+from optax_sam.combinations.renormalization import renormalize
 
 __all__ = [
+    "DecouplingState",
     "DownWeightingState",
     "ReuseOrthogonalState",
+    "decouple",
     "down_weight",
     "extrapolate",
     "linear_warmup_alpha",
+    "renormalize",
     "restrict_to_coordinates",
     "reuse_orthogonal",
     "subtract_orthogonal",

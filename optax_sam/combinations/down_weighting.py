@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _tree
-from optax_sam._checks import check_like
+from optax_sam._checks import check_like, check_parameters_given
 from optax_sam._hyperparameters import Hyperparameter, check_integer, check_number
+from optax_sam._masks import MaskOrFunction, resolve_mask
 from optax_sam.combinations._coordinates import coordinate_sets
 
 
@@ -19,7 +20,8 @@ class DownWeightingState(NamedTuple):
 
     Attributes:
       alpha: empty, or the step count of a schedule.
-      down_weighted_fraction: scalar in [0, 1], the share of coordinates in set B at the last step.
+      down_weighted_fraction: scalar in [0, 1], the share of coordinates in set B at the last step,
+        among those that the mask lets in.
     """
 
     alpha: optax.OptState
@@ -27,7 +29,9 @@ class DownWeightingState(NamedTuple):
 
 
 def down_weight(
-    alpha: optax.ScalarOrSchedule = 0.5, ratio_epsilon: float | None = None
+    alpha: optax.ScalarOrSchedule = 0.5,
+    ratio_epsilon: float | None = None,
+    mask: MaskOrFunction = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Weakens the coordinates that the perturbation has made smaller: SANER.
 
@@ -42,13 +46,15 @@ def down_weight(
       ratio_epsilon: None decides 0 < r < 1 without a division: same sign and ``|g'| < |g|``. ``1e-8``
         reproduces the authors' code, :math:`r = g'/(g + 10^{-8})`: the signed offset moves
         coordinates of its own size between the sets, and makes ρ = 0 differ from SGD.
+      mask: pytree of bools like the parameters (or a prefix, or a function of the parameters that
+        returns one): where False, d = g'. The authors' ``saner_last`` lets in the last layer only.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` on g'. Its ``update`` needs the extra argument
-      ``clean_grads`` (g); others are accepted and ignored.
+      ``clean_grads`` (g), and ``params`` if there is a mask; others are accepted and ignored.
 
     Raises:
-      ValueError: if ``alpha`` is a number outside [0, 1].
+      ValueError: if ``alpha`` is a number outside [0, 1]; from ``update``, if the mask does not match.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -85,22 +91,37 @@ def down_weight(
         clean_grads: optax.Updates | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, DownWeightingState]:
-        del params, extra_args
+        del extra_args
         clean_grads = require_clean_gradients(clean_grads, updates, "down_weight")
+        if mask is not None:
+            check_parameters_given(
+                params, "down_weight(mask=...)", "update(updates, state, params, clean_grads=grads)"
+            )
+        included = resolve_mask("mask", mask, updates if mask is None else params)
+        if mask is not None and not any(jax.tree.leaves(included)):
+            raise ValueError(
+                "mask excludes every parameter, so nothing would be down-weighted. Set it to True "
+                "where a leaf is to be down-weighted; for none of them leave down_weight out."
+            )
         dtype = _tree.accumulation_dtype(updates)
         alpha, alpha_state = strength.read(state.alpha, dtype)
-        sets = jax.tree.map(
-            lambda perturbed, clean: coordinate_sets(clean, perturbed, ratio_epsilon).b,
-            updates,
-            clean_grads,
-        )
+
+        def set_b(perturbed: jax.Array, clean: jax.Array, is_included: bool) -> jax.Array:
+            if not is_included:
+                return jnp.zeros(jnp.shape(perturbed), bool)
+            return coordinate_sets(clean, perturbed, ratio_epsilon).b
+
+        sets = jax.tree.map(set_b, updates, clean_grads, included)
         direction = _tree.map_floating(
             lambda perturbed, b: jnp.where(b, (1 - alpha).astype(perturbed.dtype), 1) * perturbed,
             updates,
             sets,
         )
         counts = [jnp.sum(b, dtype=dtype) for b in jax.tree.leaves(sets)]
-        fraction = sum(counts, jnp.zeros([], dtype)) / max(_tree.size(updates), 1)
+        seen = jax.tree.map(
+            lambda leaf, is_included: leaf if is_included else (), updates, included
+        )
+        fraction = sum(counts, jnp.zeros([], dtype)) / max(_tree.size(seen), 1)
         return direction, DownWeightingState(alpha_state, fraction)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -34,8 +34,8 @@ def extrapolate(gamma: optax.ScalarOrSchedule) -> optax.GradientTransformationEx
 
     References:
       Yue et al., Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization Term,
-      KDD 2023, arXiv 2305.15817, equation (6), in the coupled form. The authors' decoupled form takes
-      the sharpness term out of the momentum; without momentum they are equal.
+      KDD 2023, arXiv 2305.15817, equation (6), in the coupled form. :func:`optax_sam.decouple` behind
+      it gives the authors' decoupled form; without momentum the two are equal.
     """
     weight = Hyperparameter("gamma", gamma, minimum=0, maximum=1, exclusive_maximum=True)
 

@@ -5,6 +5,7 @@ perturbation ε, so ``optax.chain``, ``optax.partition`` and schedules all work 
 """
 
 from optax_sam.perturbations.adaptive import adaptive
+from optax_sam.perturbations.loss_budget import loss_budget
 from optax_sam.perturbations.moving_averages import (
     MovingAverageState,
     moving_average,
@@ -16,6 +17,7 @@ from optax_sam.perturbations.noise_compensation import (
     noise_compensation_schedule,
 )
 from optax_sam.perturbations.normalized import normalized
+from optax_sam.perturbations.preconditioning import scale_by_second_moment
 from optax_sam.perturbations.projection import project_to_ball
 
 __all__ = [
@@ -23,9 +25,11 @@ __all__ = [
     "NoiseCompensationState",
     "adaptive",
     "add_noise_compensation",
+    "loss_budget",
     "moving_average",
     "noise_compensation_schedule",
     "normalized",
     "project_to_ball",
+    "scale_by_second_moment",
     "subtract_moving_average",
 ]

@@ -22,7 +22,8 @@ RHO = 0.1
 LEARNING_RATE = 0.1
 STEPS = 2
 
-# The methods of the registry, without the crossings with SANER.
+# Of the registry's methods one for each part of the code: functional_sam, le_sam and stable_sam are
+# made like jsam, sam and gsam. Without the crossings with SANER.
 METHODS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "sam": optax_sam.sam,
     "asam": optax_sam.asam,

@@ -42,7 +42,7 @@ python -m tests.composition.page
 
 with optax {optax}, jax {jax} and Python {python}: {cells} cells, {runs} runs of two steps, in
 float64 on a network of twelve numbers. Wrappers and schedules, which can touch a method, were run with
-all {methods} named methods; optimizers and transformations, which see only what stands in front of them,
+{methods} named methods; optimizers and transformations, which see only what stands in front of them,
 with {some}, and {every} with all. What loops or branches
 ({slow})
 was run with the first two, and wrappers of that kind, as stage 1, also with {asking},

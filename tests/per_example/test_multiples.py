@@ -40,6 +40,7 @@ FAST = {
     "learning rate": lambda: optax.scale_by_learning_rate(0.05),
     "plain gradient": optax.identity,
     "project_to_ball": lambda: optax.chain(optax.scale(3.0), optax_sam.project_to_ball(0.2)),
+    "loss_budget": lambda: optax_sam.loss_budget(0.05, 0.3),
     "clip_by_global_norm": lambda: optax.clip_by_global_norm(0.3),
     "clip_by_block_rms": lambda: optax.clip_by_block_rms(0.05),
     "normalize_by_update_norm": lambda: optax.normalize_by_update_norm(0.1),

@@ -83,6 +83,20 @@ class JSAM(SAM):
         return problem.product(w + self.epsilon(problem, w), w)
 
 
+class FunctionalSAM(JSAM):
+    """Preconditioned, with a second moment of its own."""
+
+    step = 0
+    moment = 0.0
+
+    def epsilon(self, problem, w):
+        g = problem.grad(w)
+        self.step += 1
+        self.moment = 0.999 * self.moment + 0.001 * g**2
+        corrected = self.moment / (1 - 0.999**self.step)
+        return towards(g / (jnp.sqrt(corrected) + 1e-8), self.rho)
+
+
 class LSAM(SAM):
     def direction(self, problem, w):
         return problem.product(w, w + self.epsilon(problem, w))
@@ -139,6 +153,30 @@ class WSAM(SAM):
     def direction(self, problem, w):
         g = problem.grad(w)
         return g + self.gamma / (1 - self.gamma) * (super().direction(problem, w) - g)
+
+
+class DecoupledWSAM(WSAM):
+    """Momentum on the clean gradient, and none on the sharpness."""
+
+    momentum = 0.0
+
+    def direction(self, problem, w):
+        g = problem.grad(w)
+        self.momentum = 0.9 * self.momentum + g
+        return self.momentum + super().direction(problem, w) - g
+
+
+class StableSAM(SAM):
+    def direction(self, problem, w):
+        return towards(super().direction(problem, w), length(problem.grad(w)))
+
+
+class LESAM(SAM):
+    budget = 0.2
+
+    def epsilon(self, problem, w):
+        g = problem.grad(w)
+        return towards(g, min(self.budget / length(g), self.rho))
 
 
 class LookSAM(SAM):
@@ -201,12 +239,16 @@ METHODS = {
     "asam": ASAM,
     "saner": with_saner(SAM),
     "jsam": JSAM,
+    "functional_sam": FunctionalSAM,
     "lsam": LSAM,
     "ncsam": NCSAM,
     "gsam": GSAM,
     "friendly_sam": FriendlySAM,
     "vasso": VaSSO,
     "wsam": WSAM,
+    "decoupled_wsam": DecoupledWSAM,
+    "stable_sam": StableSAM,
+    "le_sam": LESAM,
     "looksam": LookSAM,
     "msam": MomentumSAM,
     "restricted": Restricted,

@@ -89,3 +89,116 @@ def sam_on_one_set(
         params = moved(params, direction, -lr)
         path.append(params)
     return path
+
+
+def stable_sam_of_its_authors(
+    gradient: Gradient, start: Arrays, steps: int, *, rho: float, lr: float
+) -> list[Arrays]:
+    """cltan023: the gradient at the perturbed weights, scaled to the norm of the first one."""
+    params, path = start, []
+    for t in range(steps):
+        g = gradient(params, t)
+        length = global_norm(g)
+        after = gradient(moved(params, g, rho / (length + 1e-12)), t)
+        params = moved(params, after, -lr * length / (global_norm(after) + 1e-12))
+        path.append(params)
+    return path
+
+
+def saner_in_the_last_layer(
+    gradient: Gradient, start: Arrays, steps: int, *, rho: float, alpha: float, last: str, lr: float
+) -> list[Arrays]:
+    """lhchau: set B of the last layer's weight times their alpha, with r = g' / (g + 1e-12)."""
+    params, path = start, []
+    for t in range(steps):
+        g = gradient(params, t)
+        direction = gradient(moved(params, g, rho / (global_norm(g) + 1e-12)), t)
+        r = direction[last] / (g[last] + 1e-12)
+        direction[last] = np.where((r > 0) & (r < 1), alpha, 1) * direction[last]
+        params = moved(params, direction, -lr)
+        path.append(params)
+    return path
+
+
+def sam_on_normalization_layers(
+    gradient: Gradient, start: Arrays, steps: int, *, rho: float, lr: float
+) -> list[Arrays]:
+    """mueller-mp: only what has norm or bn in its name is perturbed, and counts in the norm."""
+    params, path = start, []
+    for t in range(steps):
+        g = gradient(params, t)
+        chosen = {name: g[name] for name in g if "norm" in name or "bn" in name}
+        length = global_norm(chosen) + 1e-16
+        perturbed = dict(params)
+        for name, direction in chosen.items():
+            perturbed[name] = params[name] + rho / length * direction
+        params = moved(params, gradient(perturbed, t), -lr)
+        path.append(params)
+    return path
+
+
+def centralized_sam_of_its_authors(
+    gradient: Gradient, start: Arrays, steps: int, *, rho: float, lr: float
+) -> list[Arrays]:
+    """Mohamed-Hassan22: the mean of each output's weights leaves the ascent, after the norm is taken.
+
+    The outputs are the last axis here, and the first in PyTorch.
+    """
+    params, path = start, []
+    for t in range(steps):
+        g = gradient(params, t)
+        length = global_norm(g) + 1e-12
+        central = {k: v - v.mean(0, keepdims=True) if v.ndim > 1 else v for k, v in g.items()}
+        params = moved(params, gradient(moved(params, central, rho / length), t), -lr)
+        path.append(params)
+    return path
+
+
+def sam_in_the_maximum_norm(
+    gradient: Gradient, start: Arrays, steps: int, *, rho: float, lr: float
+) -> list[Arrays]:
+    """Foret et al.: every coordinate climbs by rho."""
+    params, path = start, []
+    for t in range(steps):
+        signs = {name: np.sign(array) for name, array in gradient(params, t).items()}
+        params = moved(params, gradient(moved(params, signs, rho), t), -lr)
+        path.append(params)
+    return path
+
+
+def sam_layer_by_layer(
+    gradient: Gradient, start: Arrays, steps: int, *, rho: float, lr: float
+) -> list[Arrays]:
+    """Every tensor climbs by rho along its own gradient."""
+    params, path = start, []
+    for t in range(steps):
+        units = {k: v / np.sqrt(np.sum(v**2)) for k, v in gradient(params, t).items()}
+        params = moved(params, gradient(moved(params, units, rho), t), -lr)
+        path.append(params)
+    return path
+
+
+def efficient_sam(
+    gradient: Callable[[Arrays, int, np.ndarray | None], Arrays],
+    losses: Callable[[Arrays, int], np.ndarray],
+    masks: Callable[[int], Arrays],
+    start: Arrays,
+    steps: int,
+    *,
+    rho: float,
+    beta: float,
+    gamma: float,
+    lr: float,
+) -> list[Arrays]:
+    """ESAM of the paper: a random part of ε, and descent on the examples whose loss rises most."""
+    params, path = start, []
+    for t in range(steps):
+        g, kept = gradient(params, t, None), masks(t)
+        length = global_norm(g)
+        epsilon = {name: rho / length * g[name] * kept[name] / beta for name in g}
+        perturbed = moved(params, epsilon, 1)
+        rise = losses(perturbed, t) - losses(params, t)
+        chosen = np.argsort(-rise)[: int(gamma * len(rise))]
+        params = moved(params, gradient(perturbed, t, chosen), -lr)
+        path.append(params)
+    return path
