@@ -58,10 +58,13 @@ def complete(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] += "\n".join([*lines, ""])
 
 
-def describe(app, pagename, templatename, context, doctree):
-    """Says in a page's head, for search engines, what its first paragraph says."""
+def complete_head(app, pagename, templatename, context, doctree):
+    """Says for search engines what the first paragraph says; leaves out what cannot be edited."""
     if doctree is None:
         return
+    made = pagename.startswith(("api/", "tutorials/")) and not pagename.endswith("/index")
+    if made or pagename == "changelog":
+        context["page_source_suffix"] = ""  # no link to edit what is not in docs
     first = next((node.astext() for node in doctree.findall(nodes.paragraph)), "")
     text = " ".join(first.split())
     if len(text) > 200:
@@ -75,5 +78,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the events."""
     app.connect("builder-inited", copy_notebooks)
     app.connect("source-read", complete)
-    app.connect("html-page-context", describe)
+    app.connect("html-page-context", complete_head)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
