@@ -26,24 +26,23 @@ from typing import Any
 import numpy as np
 import tyro
 
-from optax_sam import label_noise
 from optax_sam.diagnostics import auroc
 
 from . import summary
-from .config import Config
 from .criteria import Split, split
-from .data import DataError, Features, digits, load
+from .data import DataError, Features
 from .folder import Folder, FolderError, npz_bytes, write_atomically
 from .recipes import Recipe
-from .search import MOST_LANES
-from .studies import DATA, STUDIES, Contender, Trial, schedule
+from .sets import SETS, fitted, is_there, load_set
+from .studies import STUDIES, Contender, Trial, schedule, trials
 from .train import Lane, Trainer, probabilities
 
 SEEDS = (0, 1, 2, 3, 4)
-FILES = {"cifar10n": "cifar10n_features.npz", "news": "noisy_agnews.npz"}
-FILES |= {"reviews": "sentiment_crowd.npz", "digits": ""}
-HUMAN = {"worse": "labels", "aggregate": "labels_aggre", "random1": "labels_random1"}
-CIFAR_CLASS_MAP = label_noise.CIFAR10_CLASS_MAP
+LANES = 6
+"""Runs per program: divides the trials, and an incomplete block repeats its last run."""
+
+CURVE_POINTS = 10
+"""How often a run is evaluated on its way, at least; early stopping chooses among these points."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +56,10 @@ class Command:
     """Folder of the data; without it only digits run."""
 
     sets: tuple[str, ...] = ()
-    """Data sets to run; by default all of studies.py that are there."""
+    """Data sets to run; by default all of sets.py that are there."""
 
     studies: tuple[str, ...] = ()
-    """Of methods, baselines, crossings; by default all."""
+    """Of methods, baselines, crossings, ncsam; by default all."""
 
     contenders: tuple[str, ...] = ()
     """Names of contenders; by default all."""
@@ -69,7 +68,7 @@ class Command:
     """Begin nothing new after so many minutes."""
 
     epochs: int | None = None
-    """Passes over the rows; by default as in fit.py."""
+    """Passes over the rows; by default as in sets.py."""
 
     summary: bool = False
     """Run nothing, print what is known."""
@@ -78,32 +77,18 @@ class Command:
     """Folder for a Markdown table per data set and the runs without their curves."""
 
 
-def load_set(name: str, folder: Path | None) -> Features:
-    """A data set by its name in studies.py."""
-    source, _, kind = name.partition("_")
-    if source == "digits":
-        return digits.load()
-    if folder is None:
-        raise DataError(f"--data: {name!r} needs a folder. Name the one with {FILES[source]}.")
-    data = load(folder / FILES[source], label_column=HUMAN.get(kind))
-    if kind and kind not in HUMAN:
-        noise, rate = kind.split("_")
-        assert data.clean_labels is not None
-        data = data._replace(labels=_synthetic(data.clean_labels, noise, int(rate) / 100))
-    return data
-
-
-def _synthetic(clean: np.ndarray, noise: str, rate: float) -> np.ndarray:
-    if noise == "symmetric":
-        return label_noise.symmetric(clean, rate, 10, seed=0).labels
-    return label_noise.asymmetric(clean, rate, CIFAR_CLASS_MAP, 10, seed=0).labels
-
-
 def run_id(name: str, contender: Contender, trial: Trial, part: str, seed: int, epochs: int) -> str:
     """What a run depends on, as a short digest."""
-    what = [name, dataclasses.asdict(trial.recipe), trial.knobs, part, seed, epochs]
+    what = [name, changed(trial.recipe), trial.knobs, part, seed, epochs]
     what += [contender.clean, contender.drops_suspects]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def changed(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe that differ from the defaults."""
+    default = Recipe()
+    given = dataclasses.asdict(recipe)
+    return {key: value for key, value in given.items() if value != getattr(default, key)}
 
 
 class Runs:
@@ -149,7 +134,7 @@ def _line(row: dict[str, Any]) -> str:
 def publish(rows: list[dict[str, Any]], folder: Path) -> None:
     """Writes the tables, and the runs in a file that another run of this program goes on from."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in DATA:
+    for name in SETS:
         lines = summary.table(rows, name)
         if lines:
             write_atomically(folder / f"{name}.md", summary.markdown(lines).encode())
@@ -162,28 +147,28 @@ class Bench:
 
     def __init__(self, name: str, data: Features, runs: Runs, command: Command):
         self.name, self.data, self.runs = name, data, runs
-        self.config = dataclasses.replace(Config(), epochs=command.epochs).fitted_to(data)
+        self.config = fitted(name, data, command.epochs)
         self.parts: Split = split(data, self.config.validation_share, 0.0, seed=0)
         self._folder = command.output
 
     def compare(self, contender: Contender) -> None:
         """Twelve trials, then five seeds of the one with the best held-out noisy accuracy."""
-        trials = list(contender.trials)
-        rows = self._train(contender, [(trial, 0) for trial in trials], "trial")
+        tried = trials(contender, self.name)
+        rows = self._train(contender, [(trial, 0) for trial in tried], "trial")
         measure = "held_out_best" if contender.early_stopping else "held_out"
-        best = trials[int(np.argmax([row[measure] for row in rows]))]
+        best = tried[int(np.argmax([row[measure] for row in rows]))]
         part = "trial" if contender.early_stopping else "final"
         self._train(contender, [(best, seed) for seed in SEEDS], part)
 
     def _train(
         self, contender: Contender, wanted: list[tuple[Trial, int]], part: str
     ) -> list[dict[str, Any]]:
-        epochs = self.config.epochs or 1
+        epochs = self._epochs(contender)
         ids = [run_id(self.name, contender, t, part, seed, epochs) for t, seed in wanted]
         missing = [i for i, key in enumerate(ids) if self.runs.get(key) is None]
         while missing:
             recipe = wanted[missing[0]][0].recipe
-            same = [i for i in missing if wanted[i][0].recipe == recipe][:MOST_LANES]
+            same = [i for i in missing if wanted[i][0].recipe == recipe][:LANES]
             for index, row in zip(
                 same, self._run(contender, [wanted[i] for i in same], part), strict=True
             ):
@@ -205,11 +190,17 @@ class Bench:
             rows = rows[~self._issues[rows]]
         recipe = dataclasses.replace(block[0][0].recipe, hidden=self.config.hidden or 1)
         trainer = Trainer(data, labels, self.config.batch_size or 1)
-        lanes = [Lane(trial.knobs, seed) for trial, seed in block]
+        epochs = self._epochs(contender)
+        # Always the same number of lanes, so that a program is compiled once.
+        padded = block + [block[-1]] * (LANES - len(block))
+        lanes = [Lane(trial.knobs, seed) for trial, seed in padded]
         held_curves, test_curves = [], []
         state = None
         assert data.test_inputs is not None
-        for state, _ in trainer.epochs(recipe, lanes, rows, self.config.epochs or 1):
+        every = max(epochs // CURVE_POINTS, 1)
+        for epoch, (state, _) in enumerate(trainer.epochs(recipe, lanes, rows, epochs), start=1):
+            if epoch % every and epoch < epochs:
+                continue
             test = trainer.predict(state, data.test_inputs).argmax(-1)
             test_curves.append((test == data.test_labels).mean(axis=1))
             if part == "trial":
@@ -225,13 +216,9 @@ class Bench:
                 "contender": contender.name,
                 "part": part,
                 "seed": seed,
-                "recipe": {
-                    key: value
-                    for key, value in dataclasses.asdict(trial.recipe).items()
-                    if value != getattr(Recipe(), key)
-                },
+                "recipe": changed(trial.recipe),
                 "knobs": trial.knobs._asdict(),
-                "epochs": self.config.epochs,
+                "epochs": epochs,
                 "rows": len(rows),
                 "test": _curve(test_curves, lane)[-1],
                 "test_curve": _curve(test_curves, lane),
@@ -244,6 +231,9 @@ class Bench:
                 row |= {"held_out_best": curve[best], "test_at_best": row["test_curve"][best]}
             results.append(row | self._errors(logits[lane], rows))
         return results
+
+    def _epochs(self, contender: Contender) -> int:
+        return contender.passes * (self.config.epochs or 1)
 
     def _errors(self, logits: np.ndarray, rows: np.ndarray) -> dict[str, float]:
         data = self.data
@@ -288,7 +278,7 @@ def run(command: Command) -> None:
     started = time.monotonic()
     known = {c.name: c for study in STUDIES.values() for c in study}
     for flag, given, choices in (
-        ("--sets", command.sets, DATA),
+        ("--sets", command.sets, tuple(SETS)),
         ("--studies", command.studies, tuple(STUDIES)),
         ("--contenders", command.contenders, tuple(known)),
     ):
@@ -301,24 +291,20 @@ def run(command: Command) -> None:
     chosen &= set(command.contenders or known)
     with Folder(command.output, {"protocol": 1}, resume=True):
         runs = Runs(command.output / "runs.jsonl")
-        bench: Bench | None = None
+
+        @functools.cache
+        def bench(name: str) -> Bench:
+            return Bench(name, load_set(name, command.data), runs, command)
+
         for name, contender in schedule():
-            source = name.partition("_")[0]
-            there = source == "digits" or (
-                command.data and (command.data / FILES[source]).is_file()
-            )
-            if contender.name not in chosen or (command.sets and name not in command.sets):
+            if contender.name not in chosen or name not in (command.sets or SETS):
                 continue
-            if not there:
-                if name in command.sets:
-                    load_set(name, command.data)  # says what is missing
+            if not (command.sets or is_there(name, command.data)):
                 continue
             if command.minutes is not None and time.monotonic() - started > 60 * command.minutes:
                 return
-            if bench is None or bench.name != name:
-                bench = Bench(name, load_set(name, command.data), runs, command)
             before = len(runs.rows)
-            bench.compare(contender)
+            bench(name).compare(contender)
             if len(runs.rows) > before:
                 print(summary.line(runs.rows, name, contender), flush=True)
 

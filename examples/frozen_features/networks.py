@@ -48,9 +48,15 @@ def apply(
     Returns:
       Shape ``(batch, classes)``.
     """
-    if "hidden_kernel" in params:
-        inputs = jax.nn.relu(inputs @ params["hidden_kernel"] + params["hidden_bias"])
+    inputs = last_inputs(params, inputs)
     if dropout and key is not None:
         kept = jax.random.bernoulli(key, 1 - dropout, inputs.shape)
         inputs = jnp.where(kept, inputs / (1 - dropout), 0.0)
     return inputs @ params["kernel"] + params["bias"]
+
+
+def last_inputs(params: Params, inputs: jax.Array) -> jax.Array:
+    """What the last layer gets: the hidden units, or for a linear head the inputs."""
+    if "hidden_kernel" in params:
+        inputs = jax.nn.relu(inputs @ params["hidden_kernel"] + params["hidden_bias"])
+    return inputs

@@ -7,6 +7,7 @@ import optax
 
 import optax_sam
 
+from .compensations import READINGS, compensated
 from .methods import METHODS
 
 
@@ -50,13 +51,21 @@ class Recipe:
     mixup: bool = False
     """Mix pairs of examples and their labels, with weights from Beta(strength, strength)."""
 
+    penalty: bool = False
+    """Add an L2 penalty of the knobs' strength on the last layer and its inputs (J-SAM's stand-in)."""
+
+    reading: str | None = None
+    """A row of compensations.py in place of the method, with κ as the knobs' strength."""
+
     @property
     def integer_labels(self) -> bool:
         """Whether the loss takes class indices, which NCSAM asks for."""
         return self.loss == "cross_entropy" and not self.mixup
 
-    def build(self, rho: Any) -> optax.GradientTransformationExtraArgs:
+    def build(self, rho: Any, strength: Any = 0.0) -> optax.GradientTransformationExtraArgs:
         """The method with its additions; decay, momentum and learning rate come behind it."""
+        if self.reading is not None:
+            return compensated(READINGS[self.reading], rho, strength)
         if not (self.saner or self.average or self.group_size):
             return optax.with_extra_args_support(METHODS[self.method].build(rho))
         combination = optax_sam.down_weight(0.5) if self.saner or self.method == "saner" else None
@@ -78,7 +87,8 @@ class Knobs(NamedTuple):
       rho: the radius.
       decay: weight decay, added to the method's gradient.
       rate: the first learning rate; it falls to 0 along a cosine.
-      strength: of the loss, or of mixup. Each is a float, or an array with one value per lane.
+      strength: of the loss, of mixup, of the penalty, or κ. Each is a float, or an array with one
+        value per lane.
     """
 
     rho: Any = 0.0

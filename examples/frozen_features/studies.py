@@ -1,10 +1,12 @@
-"""What the evidence compares: contenders, each with twelve trials, and the data sets."""
+"""What the evidence compares, each contender with twelve trials, and in which order it runs."""
 
 import dataclasses
 import itertools
 from typing import NamedTuple
 
+from .compensations import READINGS
 from .recipes import Knobs, Recipe
+from .sets import SETS
 
 DECAYS = (5e-4, 3e-3, 1e-2, 2e-2)
 TRIALS = 12
@@ -32,6 +34,9 @@ class Contender:
 
     clean: bool = False
     """Train on the correct labels: the ceiling, no contender."""
+
+    passes: int = 1
+    """Times the epochs of the others: two, for the compute of two gradients per step."""
 
     def __post_init__(self) -> None:
         if len(self.trials) != TRIALS:
@@ -67,7 +72,21 @@ def _strengths(strengths: tuple[float, ...], **recipe: object) -> tuple[Trial, .
 def _dropouts() -> tuple[Trial, ...]:
     return tuple(
         Trial(Recipe(dropout=dropout), Knobs(0.0, decay, 0.02))
-        for dropout, decay in itertools.product((0.2, 0.5, 0.8), DECAYS)
+        for dropout, decay in itertools.product((0.2, 0.5), (*DECAYS, 3e-2, 6e-2))
+    )
+
+
+def _little_decay() -> tuple[Trial, ...]:
+    """Twelve radii and the smallest decay: the yardstick of the study of NCSAM."""
+    radii = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)
+    return tuple(Trial(Recipe("sam"), Knobs(rho, DECAYS[0], 0.02)) for rho in radii)
+
+
+def _kappas(reading: str) -> tuple[Trial, ...]:
+    """Both signs and two decades of κ at two radii, with little decay: where SAM helps most."""
+    return tuple(
+        Trial(Recipe(reading=reading), Knobs(rho, DECAYS[0], 0.02, kappa))
+        for rho, kappa in itertools.product((0.2, 0.4), (-1.0, -0.1, -0.01, 0.01, 0.1, 1.0))
     )
 
 
@@ -82,36 +101,39 @@ METHODS = (
     Contender("J-SAM", _radii(WIDE, method="jsam")),
     Contender("1-SAM", _radii(TENTH, method="1-sam")),
     Contender("L-SAM", _radii(WIDE, method="lsam")),
+    Contender("SGD, twice the epochs", _plain(), passes=2),
     Contender("clean labels", _plain(), clean=True),
+    Contender("last-layer penalty", _strengths((0.003, 0.01, 0.03), penalty=True)),
     Contender("m-SAM", _radii(THIRD, method="m-sam")),
     Contender("NCSAM", _radii(WIDE, method="ncsam")),
 )
 
 BASELINES = (
-    Contender("linear", _plain(head="linear")),
-    Contender("early stopping", _plain(), early_stopping=True),
-    Contender("label smoothing", _strengths((0.1, 0.3, 0.6), loss="label_smoothing")),
     Contender("GCE", _strengths((0.3, 0.5, 0.7), loss="gce")),
-    Contender("SCE", _strengths((0.1, 0.5, 2.0), loss="sce")),
+    Contender("label smoothing", _strengths((0.1, 0.3, 0.6), loss="label_smoothing")),
+    Contender("early stopping", _plain(), early_stopping=True),
     Contender("ELR", _strengths((1.0, 3.0, 7.0), loss="elr")),
-    Contender("mixup", _strengths((0.2, 1.0, 4.0), mixup=True)),
+    Contender("SCE", _strengths((0.1, 0.5, 2.0), loss="sce")),
     Contender("dropout", _dropouts()),
+    Contender("mixup", _strengths((0.2, 1.0, 4.0), mixup=True)),
+    Contender("linear", _plain(head="linear")),
     Contender("without suspects", _plain(), drops_suspects=True),
 )
 
 CROSSINGS = (
     Contender("1-SANER", _radii(TENTH, method="sam", group_size=1, saner=True)),
+    Contender("SAM + GCE", _radii(WIDE, 0.5, method="sam", loss="gce")),
     Contender("SAM + weight average", _radii(WIDE, method="sam", weight_average=0.999)),
+    Contender("SAM from half", _radii(WIDE, method="sam", start=0.5)),
+    Contender("SAM + label smoothing", _radii(WIDE, 0.3, method="sam", loss="label_smoothing")),
     Contender("SANER + weight average", _radii(WIDE, method="saner", weight_average=0.999)),
     Contender("SANER + GCE", _radii(WIDE, 0.5, method="saner", loss="gce")),
-    Contender("SAM + GCE", _radii(WIDE, 0.5, method="sam", loss="gce")),
+    Contender("SANER from half", _radii(WIDE, method="saner", start=0.5)),
+    Contender("SAM along averages", _radii(WIDE, method="sam", average=0.4)),
     Contender("SANER + SCE", _radii(WIDE, 0.5, method="saner", loss="sce")),
     Contender("SAM + ELR", _radii(WIDE, 3.0, method="sam", loss="elr")),
     Contender("SANER + label smoothing", _radii(WIDE, 0.3, method="saner", loss="label_smoothing")),
-    Contender("SAM along averages", _radii(WIDE, method="sam", average=0.4)),
     Contender("SANER along averages", _radii(WIDE, method="sam", average=0.4, saner=True)),
-    Contender("SAM from half", _radii(WIDE, method="sam", start=0.5)),
-    Contender("SANER from half", _radii(WIDE, method="saner", start=0.5)),
     Contender("8-SANER", _radii(THIRD, method="sam", group_size=8, saner=True)),
     Contender("1-J-SAM", _radii(TENTH, method="jsam", group_size=1)),
     Contender("1-SAM + GCE", _radii(TENTH, 0.5, method="sam", group_size=1, loss="gce")),
@@ -121,30 +143,51 @@ CROSSINGS = (
     ),
 )
 
-STUDIES = {"methods": METHODS, "baselines": BASELINES, "crossings": CROSSINGS}
-"""In the order in which they run."""
-
-DATA = (
-    "cifar10n_worse",
-    "news",
-    "reviews",
-    "digits",
-    "cifar10n_aggregate",
-    "cifar10n_random1",
-    "cifar10n_symmetric_40",
-    "cifar10n_asymmetric_40",
-    "cifar10n_symmetric_20",
-    "cifar10n_symmetric_60",
-    "cifar10n_asymmetric_20",
+READINGS_OF_NCSAM = (
+    Contender("SAM, little decay", _little_decay()),
+    *(Contender(f"NCSAM, {reading}", _kappas(reading)) for reading in READINGS),
 )
-"""In the order in which they run."""
+
+STUDIES = {
+    "methods": METHODS,
+    "baselines": BASELINES,
+    "crossings": CROSSINGS,
+    "ncsam": READINGS_OF_NCSAM,
+}
+
+MAIN = (
+    "cifar10n_reduced_worse",
+    "digits_symmetric_40",
+    "digits_asymmetric_30",
+    "reviews_reduced",
+    "news_reduced",
+)
+"""Every contender runs on these."""
+
+
+def trials(contender: Contender, name: str) -> tuple[Trial, ...]:
+    """The twelve trials of a contender on a data set, which has its own scale of weight decay."""
+    scale = SETS[name].decay
+    return tuple(
+        trial._replace(knobs=trial.knobs._replace(decay=round(scale * trial.knobs.decay, 6)))
+        for trial in contender.trials
+    )
 
 
 def schedule() -> list[tuple[str, Contender]]:
     """Which contender runs on which data: the most informative first."""
-    first = [("cifar10n_worse", contender) for contender in METHODS[:7]]
-    small = [(data, c) for data in ("news", "reviews", "digits") for c in METHODS + BASELINES]
-    pairs = [*first, *small]
-    pairs += [("cifar10n_worse", c) for c in BASELINES + CROSSINGS + METHODS]
-    pairs += [(data, c) for data in DATA for c in METHODS + BASELINES + CROSSINGS]
+    ceiling = tuple(c for c in METHODS if c.clean)
+    rest = tuple(name for name in SETS if name not in MAIN and name != "cifar10n_worse")
+    rounds = [
+        (MAIN, METHODS[:4]),
+        (MAIN, (*BASELINES[:3], *METHODS[4:8])),
+        (("digits_symmetric_40",), READINGS_OF_NCSAM),
+        (MAIN, CROSSINGS[:4]),
+        (rest, (*METHODS[:3], *ceiling)),
+        (MAIN, METHODS + BASELINES),
+        (MAIN, CROSSINGS),
+        (rest, METHODS + BASELINES),
+        (("cifar10n_worse",), METHODS + BASELINES + CROSSINGS),
+    ]
+    pairs = [(name, c) for names, some in rounds for c in some for name in names]
     return list(dict.fromkeys(pairs))

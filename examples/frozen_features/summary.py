@@ -9,7 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .studies import DATA, STUDIES, Contender
+from .sets import SETS
+from .studies import STUDIES, Contender, trials
 
 BASE = "SGD"
 
@@ -18,20 +19,20 @@ def finals(
     rows: list[dict[str, Any]], name: str, contender: Contender
 ) -> dict[int, dict[str, Any]]:
     """The final runs of a contender by seed; empty as long as its trials are not complete."""
-    wanted = [_key(trial.recipe, trial.knobs) for trial in contender.trials]
+    wanted = [_key(trial.recipe, trial.knobs) for trial in trials(contender, name)]
     # Early stopping shares SGD's trials, so runs are known by what was trained, not by who asked.
     ours = [
         row
         for row in rows
         if row["set"] == name
         and _key_of(row) in wanted
-        and _kind(row["contender"]) == (contender.clean, contender.drops_suspects)
+        and _kind(row["contender"]) == _kind(contender.name)
     ]
-    trials = {_key_of(row): row for row in ours if row["part"] == "trial" and row["seed"] == 0}
-    if len(trials) < len(contender.trials):
+    tried = {_key_of(row): row for row in ours if row["part"] == "trial" and row["seed"] == 0}
+    if len(tried) < len(contender.trials):
         return {}
     measure = "held_out_best" if contender.early_stopping else "held_out"
-    best = max(wanted, key=lambda key: trials[key][measure])
+    best = max(wanted, key=lambda key: tried[key][measure])
     part = "trial" if contender.early_stopping else "final"
     runs = {row["seed"]: row for row in ours if row["part"] == part and _key_of(row) == best}
     return runs if part == "final" or len(runs) > 1 else {}  # its first seed is SGD's trial
@@ -105,7 +106,7 @@ def markdown(lines: list[tuple[str, ...]]) -> str:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """A table per data set."""
-    for name in DATA:
+    for name in SETS:
         lines = table(rows, name)
         if not lines:
             continue
@@ -136,9 +137,9 @@ def _key_of(row: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _kind(name: str) -> tuple[bool, bool]:
+def _kind(name: str) -> tuple[bool, bool, int]:
     for study in STUDIES.values():
         for contender in study:
             if contender.name == name:
-                return contender.clean, contender.drops_suspects
-    return False, False
+                return contender.clean, contender.drops_suspects, contender.passes
+    return False, False, 1

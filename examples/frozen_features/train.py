@@ -17,6 +17,7 @@ import optax
 import optax_sam
 
 from . import networks
+from .compensations import READINGS, strength_at
 from .data import Features
 from .losses import LOSSES
 from .recipes import Knobs, Recipe
@@ -74,10 +75,14 @@ def standardize(inputs: jax.Array, mean: jax.Array, deviation: jax.Array) -> jax
     return (inputs.astype(jnp.float32) - mean) / deviation
 
 
-def _optimizer(recipe: Recipe, rho: Any, decay: Any) -> optax.GradientTransformationExtraArgs:
+def _optimizer(
+    recipe: Recipe, rho: Any, decay: Any, strength: Any
+) -> optax.GradientTransformationExtraArgs:
     return optax.with_extra_args_support(
         optax.chain(
-            recipe.build(rho), optax.add_decayed_weights(decay), optax.trace(recipe.momentum)
+            recipe.build(rho, strength),
+            optax.add_decayed_weights(decay),
+            optax.trace(recipe.momentum),
         )
     )
 
@@ -89,7 +94,9 @@ def _init(recipe: Recipe, knobs: Knobs, seeds: list[int], data: Features) -> Sta
         for seed in seeds
     ]
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
-    opt_state = jax.vmap(lambda p, k: _optimizer(recipe, k.rho, k.decay).init(p))(params, knobs)
+    opt_state = jax.vmap(lambda p, k: _optimizer(recipe, k.rho, k.decay, k.strength).init(p))(
+        params, knobs
+    )
     past, average = None, None
     if recipe.loss == "elr":
         past = jnp.full((len(seeds), rows, data.num_classes), 1 / data.num_classes)
@@ -138,10 +145,24 @@ def _epoch_program(recipe: Recipe, classes: int) -> Callable[..., Any]:
         else:
             loss_fn = LOSSES[recipe.loss](knobs.strength)
         objective = optax_sam.Objective(apply_fn, inputs, labels, loss_fn)
-        loss, grads = jax.value_and_grad(objective)(state.params)
+
+        def penalized(params: networks.Params) -> jax.Array:
+            if not recipe.penalty:
+                return objective(params)
+            return objective(params) + optax_sam.last_layer_penalty(
+                networks.last_inputs(params, inputs),
+                params["kernel"],
+                activation_coefficient=knobs.strength,
+                weight_coefficient=knobs.strength,
+            )
+
+        loss, grads = jax.value_and_grad(penalized)(state.params)
         progress = now / total
         rho = jnp.where(progress < recipe.start, 0.0, knobs.rho)
-        updates, opt_state = _optimizer(recipe, rho, knobs.decay).update(
+        strength = knobs.strength
+        if recipe.reading is not None:
+            strength = strength_at(READINGS[recipe.reading], strength, progress)
+        updates, opt_state = _optimizer(recipe, rho, knobs.decay, strength).update(
             grads, state.opt_state, state.params, loss_fn=objective
         )
         rate = knobs.rate * 0.5 * (1 + jnp.cos(jnp.pi * progress))
