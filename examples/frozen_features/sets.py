@@ -41,9 +41,9 @@ class DataSet(NamedTuple):
 
 
 CIFAR = DataSet("cifar10n_features.npz")
-REDUCED = CIFAR._replace(rows=8000, components=128, hidden=256, batch_size=128, decay=4.0)
-NEWS = DataSet("noisy_agnews.npz", components=128, epochs=20, hidden=128, batch_size=64, decay=4.0)
-REVIEWS = NEWS._replace(file="sentiment_crowd.npz", epochs=40, decay=8.0)
+REDUCED = CIFAR._replace(rows=5000, components=128, epochs=20, hidden=128, batch_size=64, decay=4.0)
+NEWS = REDUCED._replace(file="noisy_agnews.npz")
+REVIEWS = REDUCED._replace(file="sentiment_crowd.npz", rows=None, decay=8.0)
 
 SETS = {
     "digits_symmetric_40": DataSet(noise="symmetric", rate=0.4),

@@ -178,13 +178,19 @@ def schedule() -> list[tuple[str, Contender]]:
     """Which contender runs on which data: the most informative first."""
     ceiling = tuple(c for c in METHODS if c.clean)
     rest = tuple(name for name in SETS if name not in MAIN and name != "cifar10n_worse")
+    people, digits = ("cifar10n_reduced_worse", "reviews_reduced", "news_reduced"), MAIN[1]
+    first = (*people[:2], digits, people[2])
     rounds = [
-        (MAIN, METHODS[:4]),
-        (MAIN, (*BASELINES[:3], *METHODS[4:8])),
-        (("digits_symmetric_40",), READINGS_OF_NCSAM),
-        (MAIN, CROSSINGS[:4]),
-        (rest, (*METHODS[:3], *ceiling)),
+        (first, (*METHODS[:3], BASELINES[0])),
+        (first, (METHODS[3], BASELINES[1], METHODS[4])),
+        ((digits,), READINGS_OF_NCSAM[:7]),
+        (first, (METHODS[6], METHODS[5], BASELINES[2], *CROSSINGS[:2])),
+        (first, (METHODS[7], *BASELINES[3:6], METHODS[8])),
+        (rest, (*METHODS[:3], BASELINES[0])),
+        (first, CROSSINGS[2:4]),
         (MAIN, METHODS + BASELINES),
+        ((digits,), READINGS_OF_NCSAM),
+        (rest, ceiling),
         (MAIN, CROSSINGS),
         (rest, METHODS + BASELINES),
         (("cifar10n_worse",), METHODS + BASELINES + CROSSINGS),

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from examples.frozen_features import compare_suspects, evidence, fit, model, predict, summary
+from examples.frozen_features import compare_suspects, evidence, fit, model, predict, sets, summary
 from examples.frozen_features.config import Config
 from examples.frozen_features.data import DataError
 from examples.frozen_features.folder import Folder, FolderError
@@ -234,12 +234,13 @@ def test_suspects_are_compared(monkeypatch, capsys):
 
 
 def test_the_evidence_goes_on_and_is_summed_up(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evidence.digits, "load", features)
-    command = evidence.Command(tmp_path, epochs=1, contenders=("SGD", "SAM", "early stopping"))
+    monkeypatch.setattr(sets.digits, "load", lambda rate, kind: features())
+    names = ("SGD", "SAM", "early stopping", "SGD, twice the epochs")
+    command = evidence.Command(tmp_path, epochs=1, sets=(DIGITS,), contenders=names)
     evidence.run(command)
     rows = evidence.read_runs(tmp_path / "runs.jsonl")
     # Early stopping shares SGD's trials and adds four seeds of its choice.
-    assert len(rows) == 2 * (12 + 5) + 4
+    assert len(rows) == 3 * (12 + 5) + 4
     assert len({row["id"] for row in rows}) == len(rows)
 
     cut = (tmp_path / "runs.jsonl").read_text().splitlines(keepends=True)
@@ -251,19 +252,21 @@ def test_the_evidence_goes_on_and_is_summed_up(tmp_path, monkeypatch, capsys):
         return sorted((row["id"], row["test"], row["memorized"], row["auroc"]) for row in rows)
 
     assert numbers(again) == numbers(rows)
-    by_name = {cells[0]: cells for cells in summary.table(rows, "digits")}
-    assert set(by_name) == {"SGD", "SAM", "early stopping"}
+    by_name = {cells[0]: cells for cells in summary.table(rows, DIGITS)}
+    assert set(by_name) == set(names)
     assert by_name["SGD"][3] == "-"
+    passes = {row["epochs"] for row in rows if row["contender"] == "SGD, twice the epochs"}
+    assert passes == {2}
     own = [row for row in rows if row["contender"] == "SGD"]
-    assert [cells[0] for cells in summary.table(own, "digits")] == ["SGD"]
-    sgd = summary.finals(rows, "digits", METHODS[0])
+    assert [cells[0] for cells in summary.table(own, DIGITS)] == ["SGD"]
+    sgd = summary.finals(rows, DIGITS, METHODS[0])
     assert sorted(sgd) == [0, 1, 2, 3, 4]
     assert {row["rows"] for row in sgd.values()} == {120}
     assert f"{100 * np.mean([row['test'] for row in sgd.values()]):.2f}" in by_name["SGD"][2]
     evidence.main(["--output", str(tmp_path), "--summary", "--tables", str(tmp_path / "tables")])
     assert "early" in capsys.readouterr().out
-    table = (tmp_path / "tables" / "digits.md").read_text().splitlines()
-    assert len(table) == 2 + 3
+    table = (tmp_path / "tables" / f"{DIGITS}.md").read_text().splitlines()
+    assert len(table) == 2 + 4
     assert table[2].startswith("| SGD | 0, ")
     # A run that has these rows in its folder has nothing left to do.
     (tmp_path / "other").mkdir()

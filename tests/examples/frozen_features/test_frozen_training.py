@@ -13,7 +13,8 @@ from examples.frozen_features import networks
 from examples.frozen_features.losses import LOSSES
 from examples.frozen_features.methods import METHODS
 from examples.frozen_features.recipes import Knobs, Recipe
-from examples.frozen_features.studies import STUDIES, TRIALS, schedule
+from examples.frozen_features.sets import SETS
+from examples.frozen_features.studies import STUDIES, TRIALS, schedule, trials
 from examples.frozen_features.train import Lane, Trainer
 from tests.examples.frozen_features.frozen_data import features
 
@@ -150,7 +151,36 @@ def test_all_contenders_have_the_same_number_of_trials_and_are_scheduled():
     planned = schedule()
     assert len(set(planned)) == len(planned)
     assert {c.name for _, c in planned} == {c.name for c in contenders}
-    assert planned[0][0] == "cifar10n_worse"
+    assert {name for name, _ in planned} == set(SETS)
     for contender in contenders:
         for trial in contender.trials:
-            trial.recipe.build(trial.knobs.rho)
+            trial.recipe.build(trial.knobs.rho, trial.knobs.strength)
+
+
+def test_a_data_set_scales_the_decays_of_the_trials():
+    sgd = STUDIES["methods"][0]
+    plain, scaled = trials(sgd, "cifar10n_worse"), trials(sgd, "news_reduced")
+    assert plain == sgd.trials
+    assert [t.knobs.decay for t in scaled] == pytest.approx([4 * t.knobs.decay for t in plain])
+    assert [t.knobs.rate for t in scaled] == [t.knobs.rate for t in plain]
+
+
+def test_the_penalty_pulls_on_the_last_layer_and_its_inputs():
+    """One step from the same weights: the difference to SGD is the penalty's gradient."""
+    data = features()
+    recipe = dataclasses.replace(TINY, momentum=0.0)
+    lanes = [Lane(Knobs(0.0, 0.0, 0.1, 0.3), 0)]
+    rows = np.arange(16)
+    plain, _ = train(recipe, lanes, epochs=1, rows=rows)
+    state, _ = train(dataclasses.replace(recipe, penalty=True), lanes, epochs=1, rows=rows)
+    params = networks.init(0, "mlp", 5, 4, 3)
+    x = (data.inputs[rows] - data.mean) / data.deviation
+
+    def penalty(params):
+        hidden = jnp.maximum(x @ params["hidden_kernel"] + params["hidden_bias"], 0)
+        return 0.3 * (jnp.mean(jnp.sum(hidden**2, -1)) + jnp.sum(params["kernel"] ** 2))
+
+    gradient = jax.grad(penalty)(jax.tree.map(jnp.asarray, params))
+    for key, value in gradient.items():
+        moved = (plain.params[key] - state.params[key])[0]
+        np.testing.assert_allclose(moved, 0.1 * value, rtol=1e-4, atol=1e-6)

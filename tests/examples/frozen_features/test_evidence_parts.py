@@ -1,0 +1,146 @@
+"""The reduced data sets of the evidence, and the readings of NCSAM."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+from examples.frozen_features import sets
+from examples.frozen_features.compensations import READINGS, Reading, compensated, strength_at
+from examples.frozen_features.data import DataError
+from tests.examples.frozen_features.frozen_data import arrays, features
+
+
+def test_principal_axes_are_orthonormal_and_decorrelate():
+    data = features(rows=300)
+    axes = sets.principal_axes(data, 5)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(5), atol=1e-5)
+    standardized = (data.inputs - data.mean) / data.deviation
+    covariance = np.cov((standardized @ axes).T, bias=True)
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-4)
+    assert (np.diff(np.diag(covariance)) < 0).all()
+    assert np.diag(covariance).sum() == pytest.approx(5, rel=1e-4)
+    assert (axes[np.abs(axes).argmax(axis=0), np.arange(5)] > 0).all()
+
+
+def test_a_reduced_set_projects_train_and_test_alike():
+    data = features()
+    axes = sets.principal_axes(data, 2)
+    small = sets.reduced(data, axes)
+    for before, after in ((data.inputs, small.inputs), (data.test_inputs, small.test_inputs)):
+        expected = (before - data.mean) / data.deviation @ axes
+        np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(small.deviation, small.inputs.std(axis=0), rtol=1e-5)
+    np.testing.assert_array_equal(small.labels, data.labels)
+
+
+def test_a_part_of_the_rows_stays_together_and_is_always_the_same():
+    data = features()
+    part = sets.subset(data, 30)
+    assert part.inputs.shape == (30, 5)
+    rows = [int(np.flatnonzero((data.inputs == row).all(axis=1))[0]) for row in part.inputs]
+    assert rows == sorted(set(rows))
+    np.testing.assert_array_equal(part.labels, data.labels[rows])
+    np.testing.assert_array_equal(part.clean_labels, data.clean_labels[rows])
+    np.testing.assert_array_equal(sets.subset(data, 30).inputs, part.inputs)
+    assert len(part.test_labels) == len(data.test_labels)
+
+
+def test_every_set_is_read_from_its_file_at_its_size(tmp_path, monkeypatch):
+    made = arrays(rows=400, classes=10)
+    np.savez(tmp_path / "some.npz", **made, labels_other=made["clean_labels"])
+    some = {
+        "other": sets.DataSet("some.npz", column="labels_other", rows=100, epochs=7),
+        "synthetic": sets.DataSet("some.npz", noise="symmetric", rate=0.3, components=3),
+    }
+    monkeypatch.setattr(sets, "SETS", some)
+    other = sets.load_set("other", tmp_path)
+    np.testing.assert_array_equal(other.labels, other.clean_labels)
+    assert len(other.labels) == 100
+    assert (sets.fitted("other", other).epochs, sets.fitted("other", other, 2).epochs) == (7, 2)
+    synthetic = sets.load_set("synthetic", tmp_path)
+    assert synthetic.inputs.shape == (400, 3)
+    assert np.mean(synthetic.labels != synthetic.clean_labels) == pytest.approx(0.3, abs=0.05)
+    assert sets.is_there("other", tmp_path)
+    assert not sets.is_there("other", None)
+    with pytest.raises(DataError, match=r"--data: 'other' needs a folder"):
+        sets.load_set("other", None)
+
+
+def test_digits_have_the_noise_that_their_name_says():
+    for name, rate in (("digits_symmetric_20", 0.2), ("digits_asymmetric_30", 0.3)):
+        data = sets.load_set(name, None)
+        wrong = data.labels != data.clean_labels
+        assert wrong.mean() == pytest.approx(rate, abs=0.02)
+        shift = (data.labels - data.clean_labels)[wrong] % 10
+        assert (set(shift) == {1}) == (name == "digits_asymmetric_30")
+
+
+def problem():
+    random = np.random.default_rng(0)
+    inputs = jnp.asarray(random.standard_normal((20, 4)), jnp.float32)
+    labels = jnp.asarray(random.integers(0, 3, 20), jnp.int32)
+    params = jnp.asarray(random.standard_normal((4, 3)), jnp.float32)
+    return params, optax_sam.Objective(lambda w, x: x @ w, inputs, labels)
+
+
+def direction(tx):
+    params, objective = problem()
+    grads = jax.grad(objective)(params)
+    return tx.update(grads, tx.init(params), params, loss_fn=objective)[0]
+
+
+@pytest.mark.parametrize("projection", [True, False])
+@pytest.mark.parametrize("examples", ["smallest", "sampled"])
+def test_the_paper_s_reading_is_the_library_s_ncsam(projection, examples):
+    options = {"projection": projection, "deterministic": examples == "smallest"}
+    expected = direction(optax_sam.ncsam(0.3, kappa=0.2, flip_ratio=0.4, **options))
+    reading = Reading(projection=projection, examples=examples)
+    ours = direction(compensated(reading, 0.3, 0.2))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+    opposite = direction(compensated(reading, 0.3, -0.2))
+    assert np.abs(opposite - expected).max() > 1e-3
+
+
+def test_a_normalized_compensation_has_a_share_of_the_radius():
+    params, objective = problem()
+    tx = compensated(Reading(normalized=True, projection=False, flip_ratio=1.0), 0.3, 0.5)
+    logits = objective.logits(params)
+    others = jnp.where(jnp.arange(3) == objective.labels[:, None], -jnp.inf, logits).argmax(-1)
+    compensation = jax.grad(objective.with_labels(others))(params)
+    grads = jax.grad(objective)(params)
+    epsilon = 0.3 * grads / jnp.linalg.norm(grads)
+    epsilon += 0.5 * 0.3 * compensation / jnp.linalg.norm(compensation)
+    expected = jax.grad(objective)(params + epsilon)
+    np.testing.assert_allclose(direction(tx), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_every_reading_without_strength_is_sam(name):
+    np.testing.assert_allclose(
+        direction(compensated(READINGS[name], 0.3, 0.0)),
+        direction(optax_sam.sam(0.3)),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_readings_differ_in_what_they_say():
+    """One different word each, with strength: a different direction."""
+    base = READINGS["normalized, not projected"]
+    first = direction(compensated(base, 0.3, 1.0))
+    for name in ("smallest gaps", "random examples", "second largest", "fewer flips"):
+        other = direction(compensated(READINGS[name], 0.3, 1.0))
+        assert np.abs(other - first).max() > 1e-4, name
+
+
+def test_the_strength_grows_to_the_half_and_waits_for_the_warm_up():
+    paper = optax_sam.noise_compensation_schedule(0.2, 100)
+    for step in (0, 20, 50, 90):
+        assert float(strength_at(Reading(), 0.2, step / 100)) == pytest.approx(float(paper(step)))
+    assert float(strength_at(Reading(scheduled=False), 0.2, 0.0)) == pytest.approx(0.2)
+    late = Reading(scheduled=False, warmup=0.25)
+    assert [float(strength_at(late, 0.2, t)) for t in (0.2, 0.25)] == pytest.approx([0.0, 0.2])
+    assert isinstance(compensated(Reading(), 0.1, 0.1), optax.GradientTransformationExtraArgs)
