@@ -1,11 +1,13 @@
 """How well the wrong labels are found, beside cleanlab, with the time of each.
 
     python -m examples.frozen_features.compare_suspects DATA --output suspects.json
+    python -m examples.frozen_features.compare_suspects DIR --set news_reduced --table news.md
 
 DATA must have clean labels; they serve for the comparison only. Every row but cleanlab's is one
 training run that scores the rows it was trained on. cleanlab does its usual: out-of-sample
 probabilities by 5-fold cross-validation of a logistic regression, then 1 − the probability of the
-observed class.
+observed class. The seconds are of the processor, compilation included: unlike the clock's they do not
+hang on what else the machine does, and with several threads they count each.
 """
 
 import dataclasses
@@ -27,6 +29,7 @@ from .config import Config
 from .data import DataError, Features, load
 from .folder import json_bytes, write_atomically
 from .grid import Setting
+from .sets import SETS, fitted, load_set
 from .suspects import quality
 from .train import Lane, Trainer, probabilities
 
@@ -43,6 +46,12 @@ class Command:
 
     output: Path | None = None
     """A .json file for the numbers."""
+
+    table: Path | None = None
+    """A Markdown file for the means over the seeds."""
+
+    set: str | None = None
+    """A data set of the evidence by its name in sets.py; DATA is then the folder with its file."""
 
     clean_label_column: str | None = None
     """Of a table: the column with correct labels."""
@@ -82,15 +91,14 @@ def settings(rho: float, decay: float) -> dict[str, Setting]:
 
 
 def score_by_training(
-    data: Features, setting: Setting, epochs: int | None, seed: int
+    data: Features, setting: Setting, config: Config, seed: int
 ) -> tuple[dict[str, np.ndarray], float]:
     """Trains once and scores every row by margin and by 1 − p(observed).
 
     Returns:
-      The scores, higher is more suspicious, and the seconds, compilation included.
+      The scores, higher is more suspicious, and the processor's seconds.
     """
-    start = time.perf_counter()
-    config = dataclasses.replace(Config(), epochs=epochs).fitted_to(data)
+    start = time.process_time()
     trainer = Trainer(data, data.labels, config.batch_size or 1)
     rows = np.arange(len(data.labels))
     recipe = setting.recipe(config.hidden or 1)
@@ -100,7 +108,7 @@ def score_by_training(
     observed = p[rows, data.labels]
     p[rows, data.labels] = -1.0
     scores = {"margin": p.max(axis=1) - observed, "1 − p": 1 - observed}
-    return scores, time.perf_counter() - start
+    return scores, time.process_time() - start
 
 
 def cross_validated(data: Features, seed: int) -> np.ndarray:
@@ -124,12 +132,12 @@ def cross_validated(data: Features, seed: int) -> np.ndarray:
 
 
 def score_by_cleanlab(data: Features, seed: int) -> tuple[np.ndarray, float]:
-    """1 − cleanlab's label quality, and the seconds."""
+    """1 − cleanlab's label quality, and the processor's seconds."""
     from cleanlab.rank import get_label_quality_scores
 
-    start = time.perf_counter()
+    start = time.process_time()
     scores = 1 - get_label_quality_scores(data.labels, cross_validated(data, seed))
-    return scores, time.perf_counter() - start
+    return scores, time.process_time() - start
 
 
 def compare(command: Command, data: Features) -> list[dict[str, Any]]:
@@ -143,10 +151,14 @@ def compare(command: Command, data: Features) -> list[dict[str, Any]]:
     wrong = data.clean_labels != data.labels
     if wrong.all() or not wrong.any():
         raise DataError(f"{wrong.sum():,} of {len(wrong):,} labels are wrong: nothing to find.")
+    if command.set is None:
+        config = Config(epochs=command.epochs).fitted_to(data)
+    else:
+        config = fitted(command.set, data, command.epochs)
     rows: list[dict[str, Any]] = []
     for seed in command.seeds:
         for name, setting in settings(command.rho, command.decay).items():
-            scores, seconds = score_by_training(data, setting, command.epochs, seed)
+            scores, seconds = score_by_training(data, setting, config, seed)
             for kind, values in scores.items():
                 row = {"name": name, "score": kind, "seed": seed, "seconds": seconds}
                 rows.append(row | quality(values, wrong))
@@ -157,21 +169,35 @@ def compare(command: Command, data: Features) -> list[dict[str, Any]]:
     return rows
 
 
+def means(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Per setting and score the means over the seeds, as they are printed."""
+    lines = []
+    for name, kind in dict.fromkeys((row["name"], row["score"]) for row in rows):
+        ours = [row for row in rows if (row["name"], row["score"]) == (name, kind)]
+        auroc, *shares, seconds = (
+            float(np.mean([row[measure] for row in ours])) for measure in MEASURES
+        )
+        percent = [f"{100 * share:.1f}" for share in shares]
+        lines.append((name, kind, f"{auroc:.3f}", *percent, f"{seconds:.1f}"))
+    return lines
+
+
 def show(rows: list[dict[str, Any]]) -> None:
-    """Prints the means over the seeds, within 80 columns."""
+    """Prints the means, within 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for index, heading in enumerate(("scored by", "score", *HEADINGS)):
         table.add_column(heading, justify="left" if index < 2 else "right")
-    for name, kind in dict.fromkeys((row["name"], row["score"]) for row in rows):
-        ours = [row for row in rows if (row["name"], row["score"]) == (name, kind)]
-        means = [float(np.mean([row[measure] for row in ours])) for measure in MEASURES]
-        cells = [
-            f"{means[0]:.3f}",
-            *(f"{100 * mean:.1f}" for mean in means[1:4]),
-            f"{means[4]:.0f}",
-        ]
-        table.add_row(name.replace("decay=", ""), kind, *cells)
+    for name, *cells in means(rows):
+        table.add_row(name.replace("decay=", ""), *cells)
     Console(width=min(Console().width, 80)).print(table)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The means as a Markdown table."""
+    headings = ("scored by", "score", "AUROC", "wrong of the first 100 [%]")
+    headings += ("of the first tenth [%]", "of as many as are wrong [%]", "processor [s]")
+    lines = [headings, ("---", "---", *["---:"] * 5), *means(rows)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -180,20 +206,28 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if command.cleanlab and importlib.util.find_spec("cleanlab") is None:
             raise DataError("cleanlab is not installed: pip install cleanlab, or --no-cleanlab.")
-        if command.output is not None and not command.output.parent.is_dir():
-            raise DataError(f"--output: the folder of {str(command.output)!r} is missing. Make it.")
-        data = load(
-            command.data,
-            label_column=command.label_column,
-            clean_label_column=command.clean_label_column,
-            ignore_columns=command.ignore_columns,
-        )
+        for flag, path in (("--output", command.output), ("--table", command.table)):
+            if path is not None and not path.parent.is_dir():
+                raise DataError(f"{flag}: the folder of {str(path)!r} is missing. Make it.")
+        if command.set is None:
+            data = load(
+                command.data,
+                label_column=command.label_column,
+                clean_label_column=command.clean_label_column,
+                ignore_columns=command.ignore_columns,
+            )
+        elif command.set in SETS:
+            data = load_set(command.set, command.data)
+        else:
+            raise DataError(f"--set: {command.set!r} is not valid. Choose from {', '.join(SETS)}.")
         rows = compare(command, data)
     except (DataError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     show(rows)
     if command.output is not None:
         write_atomically(command.output, json_bytes(json.loads(json.dumps(rows))))
+    if command.table is not None:
+        write_atomically(command.table, markdown(rows).encode())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from examples.frozen_features.folder import Folder, FolderError
 from examples.frozen_features.studies import METHODS
 from tests.examples.frozen_features.frozen_data import arrays, features
 
+DIGITS = "digits_symmetric_40"
+
 FILES = {"config.json", "results.json", "model.npz", "suspects.csv", "table.md", ".lock", "state"}
 FILES |= {"radius.png", "epochs.png", "confusion.png"}
 
@@ -227,6 +229,11 @@ def test_suspects_are_compared(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     compare_suspects.show(rows)
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    table = compare_suspects.markdown(rows).splitlines()
+    assert len(table) == 2 + 4
+    assert f"| {rows[0]['auroc']:.3f} | {100 * rows[0]['precision_at_100']:.1f} |" in table[2]
+    with pytest.raises(SystemExit, match=r"--set: .news. is not valid\. Choose from digits_sym"):
+        compare_suspects.main(["--set", "news", "--no-cleanlab"])
     with pytest.raises(DataError, match="clean_labels are missing"):
         compare_suspects.compare(command, features()._replace(clean_labels=None))
     with pytest.raises(DataError, match="nothing to find"):
