@@ -39,15 +39,15 @@ class Reading(NamedTuple):
 
 READINGS = {
     "paper": Reading(),
-    "constant": Reading(scheduled=False),
     "not projected": Reading(projection=False),
-    "normalized": Reading(normalized=True),
     "normalized, not projected": Reading(normalized=True, projection=False),
     "smallest gaps": Reading(normalized=True, projection=False, examples="smallest"),
-    "random examples": Reading(normalized=True, projection=False, examples="random"),
-    "second largest": Reading(normalized=True, projection=False, second=True),
-    "fewer flips": Reading(normalized=True, projection=False, flip_ratio=0.1),
     "warm-up": Reading(normalized=True, projection=False, warmup=0.25),
+    "second largest": Reading(normalized=True, projection=False, second=True),
+    "random examples": Reading(normalized=True, projection=False, examples="random"),
+    "fewer flips": Reading(normalized=True, projection=False, flip_ratio=0.1),
+    "constant": Reading(scheduled=False),
+    "normalized": Reading(normalized=True),
 }
 
 

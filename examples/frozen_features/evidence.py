@@ -28,7 +28,7 @@ import tyro
 
 from optax_sam.diagnostics import auroc
 
-from . import summary
+from . import claims, summary
 from .criteria import Split, split
 from .data import DataError, Features
 from .folder import Folder, FolderError, npz_bytes, write_atomically
@@ -138,6 +138,10 @@ def publish(rows: list[dict[str, Any]], folder: Path) -> None:
         lines = summary.table(rows, name)
         if lines:
             write_atomically(folder / f"{name}.md", summary.markdown(lines).encode())
+            write_atomically(folder / f"{name}_radii.md", claims.radii(rows, name).encode())
+        if any(row["set"] == name and row["contender"].startswith("NCSAM, ") for row in rows):
+            write_atomically(folder / f"{name}_ncsam.md", claims.readings(rows, name).encode())
+    write_atomically(folder / "pairs.md", claims.pairs(rows).encode())
     runs = "".join(_line({k: v for k, v in row.items() if "curve" not in k}) for row in rows)
     write_atomically(folder / "runs.jsonl", runs.encode())
 
@@ -155,8 +159,7 @@ class Bench:
         """Twelve trials, then five seeds of the one with the best held-out noisy accuracy."""
         tried = trials(contender, self.name)
         rows = self._train(contender, [(trial, 0) for trial in tried], "trial")
-        measure = "held_out_best" if contender.early_stopping else "held_out"
-        best = tried[int(np.argmax([row[measure] for row in rows]))]
+        best = tried[rows.index(summary.chosen(rows, contender))]
         part = "trial" if contender.early_stopping else "final"
         self._train(contender, [(best, seed) for seed in SEEDS], part)
 

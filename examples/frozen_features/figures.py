@@ -40,7 +40,7 @@ def draw(outcome: "Outcome") -> dict[str, bytes]:
             "epochs.png": along_epochs(outcome),
             "confusion.png": confusion(outcome.chosen, outcome.data),
         }
-        return {name: _png(figure) for name, figure in drawn.items()}
+        return {name: png(figure) for name, figure in drawn.items()}
 
 
 def along_radius(outcome: "Outcome") -> Figure:
@@ -155,7 +155,8 @@ def confusion(fitted: "Fitted", data: Features) -> Figure:
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The bytes of a PNG file."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=150)
     return stream.getvalue()

@@ -180,17 +180,22 @@ def schedule() -> list[tuple[str, Contender]]:
     rest = tuple(name for name in SETS if name not in MAIN and name != "cifar10n_worse")
     people, digits = ("cifar10n_reduced_worse", "reviews_reduced", "news_reduced"), MAIN[1]
     first = (*people[:2], digits, people[2])
+    methods = {c.name: c for c in METHODS}
+    claims = tuple(methods[name] for name in ("L-SAM", "SGD, twice the epochs"))
+    dear = tuple(methods[name] for name in ("last-layer penalty", "NCSAM", "m-SAM"))
+    few = (*METHODS[:3], BASELINES[0])
     rounds = [
-        (first, (*METHODS[:3], BASELINES[0])),
-        (first, (METHODS[3], BASELINES[1], METHODS[4])),
-        ((digits,), READINGS_OF_NCSAM[:7]),
-        (first, (METHODS[6], METHODS[5], BASELINES[2], *CROSSINGS[:2])),
-        (first, (METHODS[7], *BASELINES[3:6], METHODS[8])),
-        (rest, (*METHODS[:3], BASELINES[0])),
-        (first, CROSSINGS[2:4]),
+        (first, few),
+        (first, (methods["J-SAM"], BASELINES[1], methods["1-SAM"])),
+        ((digits,), READINGS_OF_NCSAM[:6]),
+        (first, (*claims, CROSSINGS[1])),
+        (first[::2], dear),
+        (first, (BASELINES[2], BASELINES[3])),
+        (tuple(name for name in SETS if name.startswith("digits")), few),
+        (first, (*ceiling, CROSSINGS[0], *CROSSINGS[2:4], *BASELINES[4:6])),
         (MAIN, METHODS + BASELINES),
         ((digits,), READINGS_OF_NCSAM),
-        (rest, ceiling),
+        (rest, (*few, *ceiling)),
         (MAIN, CROSSINGS),
         (rest, METHODS + BASELINES),
         (("cifar10n_worse",), METHODS + BASELINES + CROSSINGS),

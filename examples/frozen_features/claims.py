@@ -1,0 +1,111 @@
+"""The runs, read for the claims of the papers: pairs of contenders, and radius against weight decay."""
+
+from typing import Any
+
+import numpy as np
+
+from .sets import SETS
+from .studies import DECAYS, METHODS, STUDIES, Contender, trials
+from .summary import finals, markdown_table, paired, reported
+
+PAIRS = (
+    ("SAM", "SGD"),
+    ("SAM", "SGD, twice the epochs"),
+    ("SANER", "SGD"),
+    ("SANER", "SAM"),
+    ("J-SAM", "SGD"),
+    ("J-SAM", "SAM"),
+    ("L-SAM", "SGD"),
+    ("1-SAM", "SAM"),
+    ("m-SAM", "SAM"),
+    ("last-layer penalty", "SGD"),
+    ("NCSAM", "SAM"),
+    ("GCE", "SGD"),
+    ("SAM", "GCE"),
+    ("SAM + GCE", "GCE"),
+    ("1-SANER", "1-SAM"),
+)
+"""First minus second, both tuned with the same number of trials."""
+
+RADII = ("SAM", "SANER", "J-SAM", "L-SAM", "1-SAM", "m-SAM", "NCSAM")
+
+
+def contender(name: str) -> Contender:
+    """By its name in studies.py."""
+    return next(c for study in STUDIES.values() for c in study if c.name == name)
+
+
+def gain(rows: list[dict[str, Any]], name: str, first: str, second: str) -> str:
+    """First minus second in points of test accuracy, with the 95 % interval over shared seeds."""
+    runs = []
+    for each in (first, second):
+        found = finals(rows, name, contender(each))
+        runs.append({seed: 100 * reported(run, contender(each)) for seed, run in found.items()})
+    shared = sorted(runs[0].keys() & runs[1].keys())
+    if not shared:
+        return "not run"
+    mean, half = paired(*(np.array([side[seed] for seed in shared]) for side in runs))
+    return f"{mean:+.2f} ± {half:.2f}"
+
+
+def pairs(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table: a row per pair, a column per data set with runs."""
+    names = [name for name in SETS if finals(rows, name, METHODS[0])]
+    lines = [("first", "minus", *names)]
+    for first, second in PAIRS:
+        cells = [gain(rows, name, first, second) for name in names]
+        if any(cell != "not run" for cell in cells):
+            lines.append((first, second, *cells))
+    return markdown_table(lines, left=2)
+
+
+def radii(rows: list[dict[str, Any]], name: str) -> str:
+    """A Markdown table of the trials: a row per method and radius, a column per weight decay."""
+    scale = SETS[name].decay
+    decays = [round(scale * decay, 6) for decay in DECAYS]
+    lines = [("method", "ρ", *(f"decay {decay:g}" for decay in decays))]
+    for each in ("SGD", *RADII):
+        cells = trial_cells(rows, name, contender(each))
+        for rho in sorted({rho for rho, _ in cells}):
+            found = [cells.get((rho, decay), "-") for decay in decays]
+            lines.append((each, f"{rho:g}" if rho else "-", *found))
+    return markdown_table(lines, left=1)
+
+
+def trial_cells(
+    rows: list[dict[str, Any]], name: str, each: Contender
+) -> dict[tuple[float, float], str]:
+    """By radius and decay: test accuracy and memorized wrong labels of a contender's trials, in %."""
+    wanted = {trial.knobs for trial in trials(each, name) if trial.knobs.rate == 0.02}
+    cells = {}
+    for row in rows:
+        knobs = row["knobs"]
+        key = tuple(knobs[field] for field in ("rho", "decay", "rate", "strength"))
+        ours = row["set"] == name and row["contender"] == each.name and row["part"] == "trial"
+        if ours and row["seed"] == 0 and key in wanted:
+            text = f"{100 * row['test']:.1f} / {100 * row['memorized']:.0f}"
+            cells[knobs["rho"], knobs["decay"]] = text
+    return cells
+
+
+def readings(rows: list[dict[str, Any]], name: str) -> str:
+    """A Markdown table of NCSAM's readings: their trials by ρ and κ, beside SAM's at the same ρ."""
+    yardstick = {
+        row["knobs"]["rho"]: row["test"]
+        for row in rows
+        if (row["set"], row["contender"], row["part"]) == (name, "SAM, little decay", "trial")
+    }
+    kappas = (-1.0, -0.1, -0.01, 0.01, 0.1, 1.0)
+    lines = [("reading", "ρ", "SAM", *(f"κ = {kappa:g}" for kappa in kappas))]
+    for each in STUDIES["ncsam"][1:]:
+        tests = {
+            (row["knobs"]["rho"], row["knobs"]["strength"]): row["test"]
+            for row in rows
+            if (row["set"], row["contender"], row["part"]) == (name, each.name, "trial")
+        }
+        for rho in sorted({rho for rho, _ in tests}):
+            cells = [tests.get((rho, kappa)) for kappa in kappas]
+            numbers = [yardstick.get(rho), *cells]
+            text = ["-" if number is None else f"{100 * number:.1f}" for number in numbers]
+            lines.append((each.name.removeprefix("NCSAM, "), f"{rho:g}", *text))
+    return markdown_table(lines, left=1)

@@ -1,0 +1,116 @@
+"""Test accuracy and memorization along weight decay, from the runs of the evidence.
+
+    python -m examples.frozen_features.decay_figure docs/results/frozen_features/runs.jsonl \\
+        --output docs/images/human_labels.png
+
+Lines are trials (seed 0, without the held-out rows); the marks are five seeds of the settings that the
+held-out noisy labels chose.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from .claims import contender
+from .data import DataError
+from .evidence import read_runs
+from .figures import STYLE, png
+from .folder import write_atomically
+from .sets import SETS
+from .summary import finals
+
+COLORS = {"SGD": "#7f7f7f", "SAM": "#1f77b4", "SANER": "#d1495b"}
+PANELS = (("test", "test accuracy, %"), ("memorized", "wrong labels memorized, %"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Settings of the figure."""
+
+    runs: tyro.conf.Positional[Path]
+    """The runs.jsonl of the evidence."""
+
+    output: Path
+    """A .png file."""
+
+    set: str = "cifar10n_worse"
+    """Data set."""
+
+    contenders: tuple[str, ...] = ("SGD", "SAM")
+    """SGD, SAM and SANER, or some of them."""
+
+    rate: float = 0.02
+    """Learning rate of the trials that are drawn."""
+
+
+def lines(rows: list[dict[str, Any]], command: Command) -> dict[tuple[str, float], list[Any]]:
+    """Per contender and radius: its trials with this learning rate, in the order of the decay."""
+    found: dict[tuple[str, float], list[Any]] = {}
+    for name in command.contenders:
+        for row in sorted(rows, key=lambda row: (row["knobs"]["rho"], row["knobs"]["decay"])):
+            ours = (row["set"], row["contender"], row["part"]) == (command.set, name, "trial")
+            if ours and row["seed"] == 0 and row["knobs"]["rate"] == command.rate:
+                found.setdefault((name, row["knobs"]["rho"]), []).append(row)
+    return found
+
+
+def draw(rows: list[dict[str, Any]], command: Command) -> Figure:
+    """Both panels.
+
+    Raises:
+      DataError: where nothing has run on the data set.
+    """
+    found = lines(rows, command)
+    if not found:
+        raise DataError(f"--set: {command.set!r} has no trials of {command.contenders}.")
+    figure = Figure(figsize=(8.6, 3.9), layout="constrained")
+    strongest = max(rho for _, rho in found) or 1.0
+    for axes, (measure, title) in zip(figure.subplots(1, 2), PANELS, strict=True):
+        for (name, rho), trials in found.items():
+            axes.plot(
+                [row["knobs"]["decay"] for row in trials],
+                [100 * row[measure] for row in trials],
+                color=COLORS[name],
+                alpha=0.35 + 0.65 * rho / strongest if rho else 1.0,
+                linestyle="-" if rho else "--",
+                marker=".",
+                label=f"{name}, ρ = {rho:g}" if rho else name,
+            )
+        for name in command.contenders:
+            runs = list(finals(rows, command.set, contender(name)).values())
+            if runs:
+                values = 100 * np.array([run[measure] for run in runs])
+                decay, spread = runs[0]["knobs"]["decay"], values.std(ddof=1)
+                text = f"{name}, chosen, 5 seeds"
+                style = {"fmt": "D", "markersize": 5, "capsize": 4, "label": text}
+                axes.errorbar(decay, values.mean(), spread, color=COLORS[name], **style)
+        axes.set_xscale("log")
+        axes.set_xlabel("weight decay")
+        axes.set_title(title, fontsize=10, loc="left")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncol=3)
+    return figure
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    command = tyro.cli(Command, args=arguments, description=__doc__)
+    try:
+        if command.set not in SETS:
+            raise DataError(f"--set: {command.set!r} is not valid. Choose from {', '.join(SETS)}.")
+        if not set(command.contenders) <= set(COLORS):
+            raise DataError(f"--contenders: choose from {', '.join(COLORS)}.")
+        with matplotlib.rc_context(STYLE):
+            write_atomically(command.output, png(draw(read_runs(command.runs), command)))
+    except (DataError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What is read out of finished runs, on made-up runs with known numbers."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from examples.frozen_features import claims, decay_figure, evidence, summary
+from examples.frozen_features.studies import READINGS_OF_NCSAM, trials
+
+NAME = "cifar10n_worse"
+CHOSEN = 0.01
+
+
+def made_up(name, bonus):
+    """Trials whose held-out accuracy is best at one decay, and finals of seeds 0 to 4."""
+    contender = claims.contender(name)
+    rows = []
+    for trial in trials(contender, NAME):
+        knobs = trial.knobs._asdict()
+        chosen = knobs["decay"] == CHOSEN and knobs["rate"] == 0.02 and knobs["rho"] in (0.0, 0.2)
+        recipe = evidence.changed(trial.recipe)
+        row = {"set": NAME, "contender": name, "recipe": recipe, "knobs": knobs, "auroc": 0.9}
+        row |= {"memorized": 0.25, "seconds": 1.0, "seed": 0, "epochs": 1}
+        held_out, test = (0.6, 0.7) if chosen else (0.5, 0.72 if knobs["decay"] > 0.01 else 0.6)
+        rows.append(
+            row
+            | {
+                "part": "trial",
+                "held_out": held_out,
+                "held_out_best": held_out,
+                "test_at_best": test,
+                "test": test + bonus,
+            }
+        )
+        if chosen:
+            for seed in range(5):
+                final = {"part": "final", "seed": seed, "test": 0.7 + bonus + 0.01 * seed}
+                rows.append(row | final)
+    return rows
+
+
+ROWS = made_up("SGD", 0.0) + made_up("SAM", 0.02)
+
+
+def test_a_pair_is_compared_seed_by_seed():
+    assert claims.gain(ROWS, NAME, "SAM", "SGD") == "+2.00 ± 0.00"
+    shifted = [row | {"test": row["test"] + 0.01 * (row["seed"] == 4)} for row in ROWS[:17]]
+    assert claims.gain(shifted + ROWS[17:], NAME, "SAM", "SGD").startswith("+1.80 ± ")
+    assert claims.gain(ROWS, NAME, "SANER", "SAM") == "not run"
+    table = claims.pairs(ROWS).splitlines()
+    assert table[0] == "| first | minus | cifar10n_worse |"
+    assert table[2:] == ["| SAM | SGD | +2.00 ± 0.00 |"]
+
+
+def test_the_regret_is_what_the_noisy_labels_missed():
+    assert summary.regret(ROWS, NAME, claims.contender("SGD")) == pytest.approx(2.0)
+    by_name = {cells[0]: cells for cells in summary.table(ROWS, NAME)}
+    assert by_name["SAM"][1:7] == (
+        "0.2, 0.01, 0.02",
+        "74.00 ± 1.58",
+        "+2.00 ± 0.00",
+        *by_name["SAM"][4:6],
+        "2.00",
+    )
+
+
+def test_the_trials_stand_by_radius_and_decay():
+    table = claims.radii(ROWS, NAME).splitlines()
+    assert table[0] == "| method | ρ | decay 0.0005 | decay 0.003 | decay 0.01 | decay 0.02 |"
+    assert table[2] == "| SGD | - | 60.0 / 25 | 60.0 / 25 | 70.0 / 25 | 72.0 / 25 |"
+    assert table[3:] == [
+        "| SAM | 0.1 | 62.0 / 25 | 62.0 / 25 | 62.0 / 25 | 74.0 / 25 |",
+        "| SAM | 0.2 | 62.0 / 25 | 62.0 / 25 | 72.0 / 25 | 74.0 / 25 |",
+        "| SAM | 0.4 | 62.0 / 25 | 62.0 / 25 | 62.0 / 25 | 74.0 / 25 |",
+    ]
+
+
+def test_the_readings_of_ncsam_stand_beside_sam_at_the_same_radius():
+    rows = []
+    for each in READINGS_OF_NCSAM[:2]:
+        for trial in trials(each, NAME):
+            test = 0.5 + trial.knobs.rho / 10 + trial.knobs.strength / 100
+            row = {"set": NAME, "contender": each.name, "part": "trial", "test": test}
+            rows.append(row | {"knobs": trial.knobs._asdict()})
+    table = claims.readings(rows, NAME).splitlines()
+    assert table[2] == "| paper | 0.2 | 52.0 | 51.0 | 51.9 | 52.0 | 52.0 | 52.1 | 53.0 |"
+    assert len(table) == 2 + 2
+
+
+def test_the_figure_has_a_line_per_radius_and_a_mark_per_choice():
+    command = decay_figure.Command(runs=Path("runs.jsonl"), output=Path("none.png"))
+    found = decay_figure.lines(ROWS, command)
+    assert list(found) == [("SGD", 0.0), ("SAM", 0.1), ("SAM", 0.2), ("SAM", 0.4)]
+    decays = [row["knobs"]["decay"] for row in found["SGD", 0.0]]
+    assert decays == [5e-4, 3e-3, 1e-2, 2e-2, 3e-2, 6e-2]
+    figure = decay_figure.draw(ROWS, command)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == [
+        "SGD",
+        "SAM, ρ = 0.1",
+        "SAM, ρ = 0.2",
+        "SAM, ρ = 0.4",
+        "SGD, chosen, 5 seeds",
+        "SAM, chosen, 5 seeds",
+    ]
+    with pytest.raises(SystemExit, match=r"--set: 'x' is not valid\. Choose from digits"):
+        decay_figure.main(["runs.jsonl", "--output", "none.png", "--set", "x"])
+
+
+def test_the_committed_runs_have_the_names_that_this_program_gives_them():
+    """So that a run with that file in its folder goes on, and the tables can be made again."""
+    root = Path(__file__).parents[3] / "docs" / "results" / "frozen_features"
+    rows = evidence.read_runs(root / "runs.jsonl")
+    assert len({row["id"] for row in rows}) == len(rows)
+    for row in rows[:: max(len(rows) // 20, 1)]:
+        contender = claims.contender(row["contender"])
+        (trial,) = (
+            trial
+            for trial in trials(contender, row["set"])
+            if (evidence.changed(trial.recipe), trial.knobs._asdict())
+            == (row["recipe"], row["knobs"])
+        )
+        wanted = (row["part"], row["seed"], row["epochs"])
+        assert row["id"] == evidence.run_id(row["set"], contender, trial, *wanted)
+    for name in {row["set"] for row in rows}:
+        table = (root / f"{name}.md").read_text(encoding="utf-8")
+        assert table == summary.markdown(summary.table(rows, name))
+        assert re.search(r"^\| SGD \| 0, ", table, re.M)
