@@ -19,7 +19,7 @@ METHODS = sorted(path.stem for path in (ROOT / "docs/methods").glob("*.md") if p
 # The sidebar: captions and pages.
 CONTENTS = {
     "index": {
-        "Start": "guide/getting_started guide/which_method",
+        "Start": "guide/getting_started guide/which_method when_does_it_help",
         "Tutorials": "tutorials/index",
         "How-to": """guide/recipes guide/batch_norm_and_dropout guide/devices guide/precision
             guide/wrappers guide/choosing_rho guide/label_noise guide/diagnostics guide/composing
