@@ -6,7 +6,7 @@ import numpy as np
 
 from .sets import SETS
 from .studies import DECAYS, METHODS, STUDIES, Contender, trials
-from .summary import finals, markdown_table, paired, reported
+from .summary import candidates, finals, markdown_table, paired, reported
 
 PAIRS = (
     ("SAM", "SGD"),
@@ -90,11 +90,8 @@ def trial_cells(
 
 def readings(rows: list[dict[str, Any]], name: str) -> str:
     """A Markdown table of NCSAM's readings: their trials by ρ and κ, beside SAM's at the same ρ."""
-    yardstick = {
-        row["knobs"]["rho"]: row["test"]
-        for row in rows
-        if (row["set"], row["contender"], row["part"]) == (name, "SAM, little decay", "trial")
-    }
+    _, sam = candidates(rows, name, STUDIES["ncsam"][0])
+    yardstick = {row["knobs"]["rho"]: row["test"] for row in sam}
     kappas = (-1.0, -0.1, -0.01, 0.01, 0.1, 1.0)
     lines = [("reading", "ρ", "SAM", *(f"κ = {kappa:g}" for kappa in kappas))]
     for each in STUDIES["ncsam"][1:]:
