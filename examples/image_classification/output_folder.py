@@ -1,6 +1,6 @@
 """The output folder of a run: one process at a time, checked before training, no half-written file.
 
-This file is the same in both programs, so that each can be copied as one folder.
+This file is the same in all programs that have it, so that each can be copied as one folder.
 """
 
 import contextlib

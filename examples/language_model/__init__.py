@@ -1,0 +1,1 @@
+"""Trains a decoder transformer on bytes of text: fully sharded, its layers in a scan."""

@@ -1,0 +1,178 @@
+"""Turns several run folders into one table and one figure.
+
+    python -m examples.language_model.compare runs/* --output runs/comparison
+
+Runs that differ in nothing but the seed are one line: mean ± standard deviation.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from . import logs
+from .config import BOOKKEEPING, differences
+from .figures import STYLE, save
+from .output_folder import explain, held, write_atomically
+
+PROGRAM = "python -m examples.language_model.compare"
+IDENTITY = ("config", "last", "before", "best_validation_loss", "sharpness", "gradients")
+
+COLUMNS = {
+    "validation loss": lambda run: run["last"]["validation_loss"],
+    "earlier text": lambda run: run["last"].get("earlier_loss", np.nan),
+    "forgotten": lambda run: (
+        run["last"].get("earlier_loss", np.nan) - run["before"].get("earlier_loss", np.nan)
+    ),
+    "rise at ε": lambda run: run["sharpness"]["rise"],
+    "eigenvalue": lambda run: run["sharpness"]["eigenvalue"],
+}
+"""Title of a column -> its number of a run."""
+
+NOT_NAMED = BOOKKEEPING | {"seed", "method", "start_from"}
+"""Settings in which runs of one line may differ, and the method, which comes first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Turns several run folders into one table and one figure."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of finished runs."""
+
+    output: Path = Path("runs/comparison")
+    """Folder for table.md, table.csv and curves.png."""
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The results of a finished run, with the rows of its metrics.csv as ``rows``.
+
+    Raises:
+      ValueError: if the folder holds none.
+    """
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        rows = logs.read_csv(folder / "metrics.csv")
+        if not set(IDENTITY) <= results.keys() or rows[-1]["step"] != results["last"]["step"]:
+            raise ValueError("its files do not fit together")
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{folder} holds no finished run: {Path(error.filename).name} is missing. Finish it with "
+            "--resume, or leave it out."
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{folder} is damaged, or not of this program ({error}). Leave it out."
+        ) from None
+    return results | {"rows": rows}
+
+
+def group_runs(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each setting, named by the settings in which they differ.
+
+    Runs that start from others are grouped with those whose starting networks were trained alike.
+    """
+    configs = [run["config"] for run in runs]
+    differing = {name for config in configs for name in differences(configs[0], config)} - NOT_NAMED
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run, config in zip(runs, configs, strict=True):
+        names = [config["method"]]
+        names += [
+            f"{name} {config[name]}" for name in sorted(differing) if config[name] is not None
+        ]
+        if config["start_from"] is not None:
+            names.append(f"from {Path(config['start_from']).name.rpartition('_')[0]}")
+        groups.setdefault(", ".join(names), []).append(run)
+    return groups
+
+
+def cell(values: list[float]) -> str:
+    """Mean and, of several values, standard deviation."""
+    if np.isnan(values).any():
+        return "–"
+    mean = f"{np.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.3f}"
+
+
+def table(groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+    """The header and a line per setting; a column without any number is left out."""
+    lines = [["run", "seeds", "steps", "gradients", *COLUMNS]]
+    for name, runs in groups.items():
+        counts = [runs[0]["config"]["steps"], runs[0]["gradients"]]
+        cells = [cell([number(run) for run in runs]) for number in COLUMNS.values()]
+        lines.append([name, str(len(runs)), *map(str, counts), *cells])
+    used = [i for i in range(len(lines[0])) if any(line[i] != "–" for line in lines[1:])]
+    return [[line[i] for i in used] for line in lines]
+
+
+def plot(groups: dict[str, list[dict[str, Any]]]) -> Figure:
+    """The validation loss along the steps, mean of the seeds; if there is one, of the earlier text."""
+    names = {"validation_loss": "validation loss", "earlier_loss": "loss of the earlier text"}
+    found = [name for name in names if all(name in runs[0]["last"] for runs in groups.values())]
+    colors = matplotlib.color_sequences["tab20"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.5 * len(found) + 4, 4), layout="constrained")
+        panels = figure.subplots(1, len(found), squeeze=False)[0]
+        for axes, name in zip(panels, found, strict=True):
+            for index, (label, runs) in enumerate(groups.items()):
+                steps = [row["step"] for row in runs[0]["rows"]]
+                values = np.mean([[row[name] for row in run["rows"]] for run in runs], axis=0)
+                axes.plot(steps, values, label=label, color=colors[index % len(colors)])
+            axes.set(xlabel="step", ylabel=f"{names[name]}, nats per byte")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    return figure
+
+
+def write(folder: Path, groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+    """Writes table.md, table.csv and curves.png; returns the table."""
+    header, *lines = table(groups)
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
+    write_atomically(folder / "table.md", text + "\n")
+    numbers = [
+        {"run": name, "seed": run["config"]["seed"], "gradients": run["gradients"]}
+        | {title: number(run) for title, number in COLUMNS.items()}
+        for name, runs in groups.items()
+        for run in runs
+    ]
+    logs.write_csv(folder / "table.csv", numbers)
+    save(plot(groups), folder / "curves.png")
+    return [header, *lines]
+
+
+def compare(comparison: Comparison) -> None:
+    """Prints the table and writes the files."""
+    if not comparison.runs:
+        raise ValueError("no runs are given. Name the folders of finished runs.")
+    # As runs/* has the last comparison too.
+    folders = [
+        folder for folder in comparison.runs if folder.resolve() != comparison.output.resolve()
+    ]
+    groups = group_runs([read_run(folder) for folder in folders])
+    with held(comparison.output):
+        write(comparison.output, groups)
+    console = Console()
+    text = (comparison.output / "table.md").read_text(encoding="utf-8")
+    console.print(text, soft_wrap=True, highlight=False)
+    console.print(f"files in {comparison.output}: table.md, table.csv, curves.png", soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    try:
+        compare(tyro.cli(Comparison, args=arguments, prog=PROGRAM))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {explain(error)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The settings of a run; every field is a command-line flag."""
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, get_args
+
+from .methods import METHODS
+
+BOOKKEEPING = frozenset({"output", "resume", "checkpoint_every", "keep_checkpoints"})
+"""Settings that change no result."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of a run."""
+
+    # Text
+    text: str = "stdlib"
+    """What is learned: stdlib (the source of Python's standard library), manual (Python's language
+    reference, in English), or a file or folder of yours. Both built-in texts come with Python."""
+
+    pattern: str = "*"
+    """Of a folder: which file names count, for example *.py."""
+
+    validation_share: float = 0.1
+    """Share of the files that are kept for validation; of a single file, its end."""
+
+    # Network
+    layers: int = 4
+    """Layers of the transformer."""
+
+    width: int = 128
+    """Features of a position."""
+
+    heads: int = 4
+    """Attention heads; width / heads must be even."""
+
+    context: int = 128
+    """Bytes that the network sees at once."""
+
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Numbers in which the layers compute. Parameters, normalization, logits and loss are float32."""
+
+    # Fine-tuning
+    start_from: Path | None = None
+    """Folder of a finished run, whose network is trained on. Its own text is evaluated too, which
+    shows how much is forgotten."""
+
+    adapter_rank: int | None = None
+    """Train adapters of this rank (LoRA) in place of the network, and perturb only them."""
+
+    # Method
+    method: str = "adamw"
+    """One of the methods in methods.py; all of them stand in front of AdamW."""
+
+    rho: float = 0.05
+    """Radius of the perturbation."""
+
+    perturb: Literal["all", "norms"] = "all"
+    """Which parameters are perturbed: all that are trained, or the scales of the normalization layers
+    (SAM-ON)."""
+
+    method_starts: float = 0.0
+    """Share of the steps that are plain AdamW before the method begins (late SAM)."""
+
+    every_k: int | None = None
+    """Take the second gradient at every k-th step only."""
+
+    # Optimizer
+    steps: int = 1000
+    """Training steps."""
+
+    batch_size: int = 32
+    """Windows of text per step, of all devices together."""
+
+    learning_rate: float = 3e-3
+    """Highest learning rate; it falls to a tenth along a cosine."""
+
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises from zero."""
+
+    weight_decay: float = 0.1
+    """Decoupled weight decay of the matrices."""
+
+    clip_norm: float = 1.0
+    """The method's gradient is clipped to this norm."""
+
+    seed: int = 0
+    """It decides the initial weights and the order of the text."""
+
+    # Devices
+    model_devices: int = 1
+    """Devices along the mesh's model axis, between which the heads and the columns of the matrices are
+    divided. All others are along its data axis."""
+
+    # What is kept
+    evaluate_every: int = 100
+    """Steps between two lines of metrics.csv; the last step always has one."""
+
+    evaluation_windows: int = 512
+    """Windows of the validation text that are evaluated, evenly chosen."""
+
+    output: Path = Path("runs/language_model")
+    """Folder of the run."""
+
+    resume: bool = False
+    """Go on from the last checkpoint in the output folder."""
+
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; a multiple of --evaluate-every. The last step always has one."""
+
+    keep_checkpoints: int = 2
+    """Checkpoints to keep."""
+
+    def __post_init__(self):
+        _require_one_of(METHODS, "--method", self.method)
+        for field in dataclasses.fields(self):
+            choices = get_args(field.type)
+            if choices and all(isinstance(choice, str) for choice in choices):
+                _require_one_of(choices, _flag(field.name), getattr(self, field.name))
+        for name in ("validation_share", "method_starts", "warmup"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, _flag(name), value, "It is a share in [0, 1).")
+        _require(self.validation_share > 0, "--validation-share", self.validation_share, "Above 0.")
+        for name in ("rho", "weight_decay"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, _flag(name), value, "It is finite and at least 0.")
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, _flag(name), value, "It is finite and above 0.")
+        _require(0 <= self.seed < 2**32, "--seed", self.seed, "It is an integer in [0, 2^32).")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, int | None) and field.name != "seed":
+                _require(value is None or value >= 1, _flag(field.name), value, "At least 1.")
+        _require(
+            self.width % (2 * self.heads) == 0,
+            "--heads",
+            self.heads,
+            f"--width {self.width} must be a multiple of twice the number of heads.",
+        )
+        _require(
+            self.heads % self.model_devices == 0,
+            "--model-devices",
+            self.model_devices,
+            f"It must divide --heads {self.heads}: each device has whole heads.",
+        )
+        _require(
+            self.checkpoint_every % self.evaluate_every == 0,
+            "--checkpoint-every",
+            self.checkpoint_every,
+            f"It must be a multiple of --evaluate-every {self.evaluate_every}.",
+        )
+        _require(
+            self.adapter_rank is None or self.start_from is not None,
+            "--adapter-rank",
+            self.adapter_rank,
+            "Adapters change a network that has learned: name its run with --start-from.",
+        )
+        _require(
+            self.adapter_rank is None or self.perturb == "all",
+            "--perturb",
+            self.perturb,
+            "With --adapter-rank only the adapters are trained and perturbed: leave it out.",
+        )
+        _require(
+            self.method != "adamw"
+            or (self.perturb, self.every_k, self.method_starts) == ("all", None, 0),
+            "--method",
+            self.method,
+            "AdamW has no perturbation: leave --perturb, --every-k and --method-starts out, or name a "
+            "method.",
+        )
+        _require(
+            not self.output.exists() or self.output.is_dir(),
+            "--output",
+            str(self.output),
+            "It must be a folder, but a file has this name.",
+        )
+
+    def to_json(self) -> dict:
+        """The settings as JSON can hold them."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+
+def differences(one: dict, other: dict) -> dict[str, tuple]:
+    """The settings in which two runs differ, of those that may change the results."""
+    return {
+        name: (one.get(name), other.get(name))
+        for name in sorted((one.keys() | other.keys()) - BOOKKEEPING)
+        if one.get(name) != other.get(name)
+    }
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _require_one_of(choices: Iterable[str], flag: str, value: str) -> None:
+    choices = list(choices)
+    near = difflib.get_close_matches(value, choices, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    _require(value in choices, flag, value, f"{hint}Choose from {', '.join(choices)}.")
+
+
+def _require(condition: object, flag: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise ValueError(f"{flag}: {value!r} is not valid. {remedy}")
