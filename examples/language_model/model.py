@@ -24,15 +24,15 @@ class Linear(nnx.Module):
         initialize = jax.nn.initializers.lecun_normal()
         self.kernel = nnx.Param(initialize(rngs.params(), (before, after)))
         rank = config.adapter_rank
-        self.lora_a = self.lora_b = None
-        if rank is not None:
+        self.has_adapter = rank is not None
+        if self.has_adapter:
             self.lora_a = nnx.LoRAParam(initialize(rngs.params(), (before, rank)))
             self.lora_b = nnx.LoRAParam(jnp.zeros((rank, after)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(self.dtype)
         y = x @ self.kernel.astype(self.dtype)
-        if self.lora_a is not None:
+        if self.has_adapter:
             y += x @ self.lora_a.astype(self.dtype) @ self.lora_b.astype(self.dtype)
         return y
 

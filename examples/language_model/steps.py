@@ -18,7 +18,7 @@ from .data import Batch
 from .devices import fetch, shardings, spread
 from .model import Transformer
 
-POWER_ITERATIONS = 20
+POWER_ITERATIONS = 10
 DIFFERENCE = 0.01
 """Half the distance between the two gradients whose difference is a product with the Hessian."""
 
@@ -59,7 +59,7 @@ class Trainer:
         )
 
         def initial_state(seed: jax.Array) -> TrainState:
-            model = Transformer(config, nnx.Rngs(seed))
+            model = Transformer(config, nnx.Rngs(jax.random.key(seed)))
             _, params, frozen = nnx.split(model, trained, ...)
             params, frozen = nnx.as_pure(params), nnx.as_pure(frozen)
             return TrainState(params, frozen, tx.init(params))

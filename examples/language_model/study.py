@@ -27,19 +27,19 @@ SMALL = Config(
     context=64,
     batch_size=16,
     precision="float32",  # nothing is gained by bfloat16 on a CPU
-    steps=400,
+    steps=200,
     learning_rate=1e-2,
-    evaluate_every=100,
-    checkpoint_every=400,
+    evaluate_every=50,
+    checkpoint_every=200,
     evaluation_windows=256,
 )
 TUNED = dataclasses.replace(
-    SMALL, text="manual", steps=100, learning_rate=3e-3, evaluate_every=25, checkpoint_every=100
+    SMALL, text="manual", steps=50, learning_rate=3e-3, evaluate_every=25, checkpoint_every=50
 )
 
 LEARNING = {
     "AdamW": {},
-    "AdamW, twice the steps": {"steps": 800},
+    "AdamW, twice the steps": {"steps": 400},
     "SAM, ρ = 0.05": {"method": "sam", "rho": 0.05},
     "SAM, ρ = 0.2": {"method": "sam", "rho": 0.2},
     "Functional-SAM, ρ = 0.05": {"method": "jsam", "rho": 0.05},
