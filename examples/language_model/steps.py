@@ -1,26 +1,21 @@
 """The training step, the loss of a text, and how sharp the minimum is."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 import optax_sam
+from optax_sam.diagnostics import largest_eigenvalue, sharpness
 
 from .config import Config
 from .data import Batch
 from .devices import fetch, shardings, spread
 from .model import Transformer
-
-POWER_ITERATIONS = 10
-DIFFERENCE = 0.01
-"""Half the distance between the two gradients whose difference is a product with the Hessian."""
 
 
 class TrainState(NamedTuple):
@@ -35,6 +30,18 @@ class TrainState(NamedTuple):
     params: Any
     frozen: Any
     opt_state: optax.OptState
+
+
+def _forward(config: Config, trained: type[nnx.Variable]) -> Callable:
+    """``forward(frozen, params, tokens) -> (logits, logits)``, the second for the method."""
+    network = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0)))
+    graphdef, *_ = nnx.split(network, trained, ...)
+
+    def forward(frozen, params, tokens):
+        logits = nnx.merge(graphdef, params, frozen)(tokens)
+        return logits, logits
+
+    return forward
 
 
 class Trainer:
@@ -53,10 +60,7 @@ class Trainer:
         self.mesh = mesh
         trained = nnx.Param if config.adapter_rank is None else nnx.LoRAParam
         in_float32 = dataclasses.replace(config, precision="float32")
-        graphdef, wide = (
-            nnx.split(nnx.eval_shape(lambda c=c: Transformer(c, nnx.Rngs(0))), trained, ...)[0]
-            for c in (config, in_float32)
-        )
+        forward, wide = (_forward(settings, trained) for settings in (config, in_float32))
 
         def initial_state(seed: jax.Array) -> TrainState:
             model = Transformer(config, nnx.Rngs(jax.random.key(seed)))
@@ -64,14 +68,10 @@ class Trainer:
             params, frozen = nnx.as_pure(params), nnx.as_pure(frozen)
             return TrainState(params, frozen, tx.init(params))
 
-        def forward(graphdef, frozen, params, tokens):
-            logits = nnx.merge(graphdef, params, frozen)(tokens)
-            return logits, logits
-
         def objective_of(
-            state: TrainState, batch: Batch, graphdef: Any = graphdef
+            state: TrainState, batch: Batch, forward: Callable = forward
         ) -> optax_sam.Objective:
-            apply_fn = jax.tree_util.Partial(functools.partial(forward, graphdef), state.frozen)
+            apply_fn = jax.tree_util.Partial(forward, state.frozen)
             return optax_sam.Objective(
                 apply_fn, batch.inputs, batch.labels, weights=batch.weights, has_aux=True
             )
@@ -101,20 +101,8 @@ class Trainer:
         self.step = self._compiled(train_step, out_shardings=(cut, None), donate_argnums=0)
         self._loss_and_weight = self._compiled(loss_and_weight)
 
-        def along(state: TrainState, batch: Batch, direction: Any, lengths: jax.Array) -> Any:
-            objective = objective_of(state, batch, wide)
-            norm = optax.tree.norm(direction)
-
-            def at(length):
-                params = optax.tree.add_scale(state.params, length / norm, direction)
-                return jax.value_and_grad(lambda params: objective(params)[0])(params)
-
-            losses, gradients = jax.lax.map(at, lengths)
-            first = jax.tree.map(lambda g: g[0], gradients)
-            difference = jax.tree.map(lambda g: g[0] - g[1], gradients)
-            return losses, norm, first, difference
-
-        self._along = self._compiled(along)
+        # In float32: the second derivative of a bfloat16 network is noise, and slow to compile.
+        self._in_float32 = lambda state, batch: objective_of(state, batch, wide)
 
     def _compiled(self, function: Callable, **options: Any) -> Callable:
         """The function, traced and run with the mesh that the network's activations are cut over."""
@@ -131,27 +119,21 @@ class Trainer:
         pairs = [fetch(self._loss_and_weight(state, spread(batch, self.mesh))) for batch in batches]
         return float(sum(loss * weight for loss, weight in pairs) / sum(w for _, w in pairs))
 
-    def sharpness(self, state: TrainState, batch: Batch, radius: float) -> dict[str, float]:
+    def sharpness(self, state: TrainState, batch: Batch, rho: float) -> dict[str, float]:
         """How steeply the loss of a batch rises around the parameters; computed in float32.
 
         Args:
           state: where.
           batch: of text.
-          radius: how far to climb.
+          rho: radius of SAM's perturbation.
 
         Returns:
-          ``rise``: L(w + ε) − L(w) with SAM's ε of length ``radius`` along the gradient.
-          ``eigenvalue``: the largest absolute value of an eigenvalue of the Hessian, by the power
-          method on central differences of the gradient.
+          ``rise``: L(w + ε) − L(w) with SAM's ε; ``eigenvalue``: the largest one of the Hessian.
         """
-        batch = spread(batch, self.mesh)
-        zeros, both = jnp.zeros(2), jnp.array([DIFFERENCE, -DIFFERENCE])
-        _, _, gradient, _ = self._along(state, batch, state.params, zeros)
-        losses, _, _, vector = self._along(state, batch, gradient, zeros.at[0].set(radius))
-        for _ in range(POWER_ITERATIONS):
-            _, norm, _, vector = self._along(state, batch, vector, both)
-        losses, norm = fetch((losses, norm))
-        return {
-            "rise": float(losses[0] - losses[1]),
-            "eigenvalue": float(norm) / (2 * DIFFERENCE),
-        }
+        with jax.set_mesh(self.mesh):
+            objective = self._in_float32(state, spread(batch, self.mesh))
+            measured = {
+                "rise": sharpness(optax_sam.sam(rho), objective, state.params).rise,
+                "eigenvalue": largest_eigenvalue(objective, state.params, steps=15).value,
+            }
+        return {name: float(value) for name, value in fetch(measured).items()}

@@ -37,7 +37,7 @@ from .steps import Trainer, TrainState
 
 PROGRAM = "examples.language_model.train"
 INTERRUPTED = 130  # what shells expect of a program that was stopped by Ctrl-C
-SHARPNESS_RADIUS = 0.05
+SHARPNESS_RHO = 0.05
 SHARPNESS_STEP = 2**31
 """The step whose training batch the sharpness is measured on; no run comes to it."""
 
@@ -189,7 +189,7 @@ class Run:
         """How sharp the minimum is, on a batch of the training text."""
         config = self.config
         batch = data.training_batch(self.text.train, config.batch_size, config.seed, SHARPNESS_STEP)
-        return self.trainer.sharpness(state, batch, SHARPNESS_RADIUS)
+        return self.trainer.sharpness(state, batch, SHARPNESS_RHO)
 
 
 def train(config: Config, processes: Processes | None = None) -> dict[str, Any]:

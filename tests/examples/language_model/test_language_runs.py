@@ -1,0 +1,411 @@
+"""The program as a user runs it: files, resuming, fine-tuning, damage, being killed, several processes."""
+
+import dataclasses
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from examples.language_model import checkpoints, compare, logs, study, train
+from examples.language_model.checkpoints import CheckpointError, Checkpoints
+from examples.language_model.devices import make_mesh
+from tests.examples.language_model.small import SETTINGS, config, write_text
+
+ROOT = Path(__file__).parents[3]
+FILES = {
+    "config.json",
+    "metrics.csv",
+    "results.json",
+    "curves.png",
+    "checkpoints",
+    "network",
+    ".lock",
+}
+FLAGS = [
+    f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items() if name != "steps"
+]
+TIMES = {"seconds", "bytes_per_second"}
+
+
+def without_times(rows):
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def record_of(folder, step):
+    path = folder / "checkpoints" / str(step) / "record" / "metadata"
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of Functional-SAM on 2 x 2 devices, and its text."""
+    folder = tmp_path_factory.mktemp("language")
+    text = write_text(folder / "text")
+    settings = config(
+        method="jsam", text=str(text), model_devices=2, validation_share=0.3, output=folder / "run"
+    )
+    return settings, train.train(settings)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Without what takes as long as a run."""
+    monkeypatch.setattr(train.figures, "plot_run", lambda *_: None)
+    monkeypatch.setattr(train.Run, "sharpness", lambda *_: {"rise": 1.0, "eigenvalue": 2.0})
+
+
+def test_a_run_writes_its_files_and_resumes_to_the_same_bits(finished, quick, tmp_path, capsys):
+    settings, results = finished
+    assert {path.name for path in settings.output.iterdir()} == FILES
+    assert results["last"]["step"] == 4
+    assert results["gradients"] == 8
+    assert results["sharpness"]["rise"] > 0
+    assert results["mesh"] == {"data": 2, "model": 2}
+    assert results["last"]["validation_loss"] < results["before"]["validation_loss"]
+
+    # As a run that was killed behind its third step, whose files told of a fourth already.
+    resumed = tmp_path / "resumed"
+    shutil.copytree(settings.output, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "4")
+    shutil.rmtree(resumed / "network")
+    train.train(dataclasses.replace(settings, output=resumed, resume=True))
+    assert "resumed after step 3" in capsys.readouterr().out
+    one, other = record_of(settings.output, 4), record_of(resumed, 4)
+    assert one["sums"] == other["sums"]
+    assert without_times(one["rows"]) == without_times(other["rows"])
+    assert without_times(logs.read_csv(resumed / "metrics.csv")) == without_times(one["rows"])
+
+    with pytest.raises(FileExistsError, match=r"--output: .*already holds a run.*--resume"):
+        train.train(settings)
+    with pytest.raises(ValueError, match=r"other settings \(rho: 0.05 then, 0.2 now\)"):
+        train.train(dataclasses.replace(settings, output=resumed, resume=True, rho=0.2))
+    (Path(settings.text) / "0.txt").write_bytes(b"another text than before")
+    with pytest.raises(ValueError, match="was trained on another text"):
+        train.train(dataclasses.replace(settings, output=resumed, resume=True))
+    shutil.rmtree(settings.text)
+    write_text(Path(settings.text))
+
+
+def test_adapters_on_another_text_and_what_is_forgotten(finished, quick, tmp_path):
+    settings, before = finished
+    tuned = dataclasses.replace(
+        settings,
+        text=str(write_text(tmp_path / "other", seed=1)),
+        start_from=settings.output,
+        adapter_rank=2,
+        output=tmp_path / "tuned",
+    )
+    results = train.train(tuned)
+    last = before["last"]["validation_loss"]
+    assert results["before"]["earlier_loss"] == pytest.approx(last, rel=1e-5)
+    assert results["last"]["earlier_loss"] != results["before"]["earlier_loss"]
+    # Its network has the adapters in it, so it can be trained on without any.
+    again = dataclasses.replace(
+        tuned, start_from=tuned.output, adapter_rank=None, method="adamw", steps=1
+    )
+    run = train.Run(again)
+    loss = run.evaluate(run.first_state())["earlier_loss"]
+    assert loss == pytest.approx(results["last"]["validation_loss"], rel=1e-4)
+
+    with pytest.raises(ValueError, match=r"--start-from: .* has --layers 2, this run 3"):
+        train.Run(dataclasses.replace(tuned, layers=3))
+    with pytest.raises(ValueError, match=r"--start-from: .*nowhere holds no run"):
+        train.Run(dataclasses.replace(tuned, start_from=tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="has not finished: it has no network"):
+        train._restore_network(tmp_path, None)
+
+    compare.compare(compare.Comparison((settings.output, tuned.output), tmp_path / "table"))
+    table = (tmp_path / "table" / "table.md").read_text().splitlines()
+    assert table[0].startswith(
+        "| run | seeds | steps | gradients | validation loss | earlier text |"
+    )
+    assert len(table) == 4
+    assert "| jsam, adapter_rank 2" in table[3]
+    assert "| – | – |" in table[2]  # a run that starts from none forgets nothing
+
+
+def test_compare_is_mean_and_deviation_over_the_seeds(tmp_path):
+    def fake(seed, loss, **changes):
+        return {
+            "config": config(seed=seed, **changes).to_json(),
+            "last": {"step": 4, "validation_loss": loss},
+            "sharpness": {"rise": 0.1, "eigenvalue": 3.0},
+            "before": {},
+            "gradients": 4,
+            "rows": [{"step": 4, "validation_loss": loss}],
+        }
+
+    groups = compare.group_runs([fake(0, 1.0), fake(1, 2.0), fake(0, 3.0, method="sam", rho=0.1)])
+    assert list(groups) == ["adamw, rho 0.05", "sam, rho 0.1"]
+    header, *lines = compare.write(tmp_path, groups)
+    assert header == [
+        *"run seeds steps gradients".split(),
+        "validation loss",
+        "rise at ε",
+        "eigenvalue",
+    ]
+    assert lines[0][1:5] == ["2", "4", "4", "1.500 ± 0.707"]
+    assert lines[1][4] == "3.000"
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 4
+    with pytest.raises(ValueError, match=r"holds no finished run: results\.json is missing"):
+        compare.read_run(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="is missing"):
+        compare.read_run(tmp_path)
+    (tmp_path / "metrics.csv").write_text("step\n4\n")
+    with pytest.raises(ValueError, match="is damaged, or not of this program"):
+        compare.read_run(tmp_path)
+
+
+def test_the_study_starts_from_runs_that_come_before(tmp_path):
+    seen = set()
+    for part, name, settings in study.runs(study.Study(output=tmp_path, seeds=(0, 1), steps=1)):
+        assert settings.start_from is None or settings.start_from in seen, (part, name)
+        assert settings.output not in seen
+        assert settings.steps == 1
+        seen.add(settings.output)
+    assert len(seen) == 2 * (len(study.LEARNING) + len(study.TUNING))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path, monkeypatch):
+    settings, _ = finished
+    ordinary = train.Run.train_to
+
+    def diverging(self, state, first, last, *rest):
+        state, row = ordinary(self, state, first, last, *rest)
+        return state, row | ({"loss": float("nan")} if last == 2 else {})
+
+    monkeypatch.setattr(train.Run, "train_to", diverging)
+    with pytest.raises(train.TrainingDiverged, match=r"step 2 is not finite.*checkpoints/1\."):
+        train.train(dataclasses.replace(settings, output=tmp_path))
+    assert not (tmp_path / "checkpoints" / "2").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 6}, r"--batch-size: 6 cannot be divided between 4 devices"),
+        ({"batch_size": 400}, r"--batch-size: 400 is more than the \d+ windows"),
+        ({"width": 20, "heads": 5}, None),
+        (
+            {"width": 12, "heads": 3, "model_devices": 3},
+            r"--model-devices: 3 does not divide the 4",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(changes, message, finished):
+    settings = dataclasses.replace(finished[0], **{"model_devices": 1} | changes)
+    if message is None:
+        train.Run(settings)
+    else:
+        with pytest.raises(ValueError, match=message):
+            train.Run(settings)
+
+
+def test_a_process_number_without_distributed_is_refused():
+    with pytest.raises(ValueError, match="need --distributed"):
+        train.train(config(), train.Processes(process=1))
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("here", [False, True])
+def test_no_process_goes_on_alone(here, elsewhere, monkeypatch):
+    def prepare():
+        if here:
+            raise OSError("the disk is full")
+        return "a run"
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    gather = lambda mine: np.array([bool(mine), elsewhere])  # noqa: E731
+    monkeypatch.setattr(train.multihost_utils, "process_allgather", gather)
+    if not here and not elsewhere:
+        assert train._in_all_processes(prepare) == "a run"
+        return
+    error, message = (OSError, "disk is full") if here else (RuntimeError, "process 1 has failed")
+    with pytest.raises(error, match=message):
+        train._in_all_processes(prepare)
+
+
+STATE = {"count": jnp.zeros([], jnp.int32), "w": jnp.arange(32.0).reshape(4, 8)}
+LIKE = jax.eval_shape(lambda: STATE)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    manager = Checkpoints(tmp_path / "checkpoints")
+    manager.save(1, STATE, {"rows": [1]})
+    yield manager
+    manager.close()
+
+
+def test_a_checkpoint_comes_back_on_other_devices(saved):
+    mesh = make_mesh(2, jax.devices()[:4])
+    cut = NamedSharding(mesh, PartitionSpec("data", "model"))
+    like = LIKE | {"w": jax.ShapeDtypeStruct((4, 8), jnp.float32, sharding=cut)}
+    restored = saved.restore(like)
+    np.testing.assert_array_equal(restored.state["w"], STATE["w"])
+    assert restored.state["w"].sharding == cut
+    assert (restored.step, restored.record["rows"]) == (1, [1])
+
+
+def test_a_checksum_is_of_all_bits_in_their_places():
+    mesh = make_mesh(2, jax.devices()[:4])
+    array = jax.random.normal(jax.random.key(0), (4, 8))
+    one = checkpoints._checksum(array)
+    cut = jax.device_put(array, NamedSharding(mesh, PartitionSpec("data", "model")))
+    assert one == checkpoints._checksum(cut)
+    for other in (array.at[1, 2].add(1e-6), array[::-1], -array):
+        assert one != checkpoints._checksum(other)
+    assert checkpoints._checksum(jnp.array([True, False])) == 1
+    assert checkpoints._checksum(jnp.zeros(3, jnp.bfloat16)) == 0
+
+
+def test_other_arrays_are_refused(saved):
+    wide = jax.ShapeDtypeStruct((4, 9), jnp.float32)
+    half = jax.ShapeDtypeStruct((4, 8), jnp.bfloat16)
+    for like, message in [
+        (LIKE | {"w": wide}, r"w is float32\[4, 8\] in it and float32\[4, 9\] in this run"),
+        (LIKE | {"w": half}, r"w is float32\[4, 8\] in it and bfloat16\[4, 8\] in this run"),
+        (LIKE | {"v": wide}, r"v is missing in it"),
+        ({"w": LIKE["w"]}, r"count is int32\[\] in it and unknown in this run"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            saved.restore(like)
+
+
+def test_damage_is_refused(saved, monkeypatch):
+    metadata = saved.folder / "1" / "record" / "metadata"
+    record = metadata.read_text()
+    metadata.write_text(record.replace("float32[4, 8]", "float32[4, 9]"))
+    with pytest.raises(
+        CheckpointError, match="record is damaged: it does not match its own digest"
+    ):
+        saved.restore(LIKE)
+    metadata.write_text("{")
+    with pytest.raises(CheckpointError, match="its record cannot be read"):
+        saved.restore(LIKE)
+    metadata.write_text(record)
+    with monkeypatch.context() as patch:  # one number changed
+        patch.setattr(checkpoints, "_checksum", lambda array: jnp.uint32(1))
+        with pytest.raises(CheckpointError, match="do not match their checksums.*begin anew"):
+            saved.restore(LIKE)
+    (saved.folder / "1").rename(saved.folder / "7")
+    with Checkpoints(saved.folder)._manager as _:
+        renamed = Checkpoints(saved.folder)
+        with pytest.raises(CheckpointError, match="it is that of step 1 under another name"):
+            renamed.restore(LIKE)
+        renamed.close()
+
+
+def test_a_full_disk_is_told_with_the_checkpoint_that_is_left(saved, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "reserve", full)
+    with pytest.raises(
+        checkpoints.CheckpointNotSaved, match=r"No space left.*checkpoints/1, is un"
+    ):
+        saved.save(2, STATE, {})
+
+
+# A process that was started in the background ignores interrupts.
+INTERRUPTIBLE = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("examples.language_model.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def start(*command):
+    """A process that takes what this one has compiled, and may write there: this one waits for it."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
+    finished, quick, tmp_path, capsys
+):
+    settings, _ = finished
+    straight = dataclasses.replace(settings, steps=60, keep_checkpoints=60, output=tmp_path / "a")
+    train.train(straight)
+    stopped = tmp_path / "b"
+    folder = stopped / "checkpoints"
+
+    def saving(step):
+        """A save of this step or a later one is under way."""
+        names = [path.name for path in folder.glob("*tmp*")] if folder.exists() else []
+        return any(int(name.split(".")[0]) >= step for name in names)
+
+    flags = [*FLAGS, "--steps=60", "--keep-checkpoints=60", "--method=jsam", "--model-devices=2"]
+    flags += [f"--text={settings.text}", "--validation-share=0.3", f"--output={stopped}"]
+    flags += ["--simulated-devices=4"]
+    process = start(sys.executable, "-c", INTERRUPTIBLE, *flags)
+    wait_for(lambda: saving(2), process)  # within a save: it is finished first
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate()
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    *_, interrupted, go_on = output.splitlines()
+    assert interrupted == "interrupted. To go on:"
+
+    process = start(*shlex.split(go_on))
+    wait_for(lambda: saving(20), process)  # during one
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    complete = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    assert 60 > max(complete) >= len(logs.read_csv(stopped / "metrics.csv"))
+
+    train.train(dataclasses.replace(straight, output=stopped, resume=True))
+    assert f"resumed after step {max(complete)}" in capsys.readouterr().out
+    one, other = record_of(straight.output, 60), record_of(stopped, 60)
+    assert one["sums"] == other["sums"]
+    assert without_times(one["rows"]) == without_times(other["rows"])
+
+
+@pytest.mark.slow
+def test_two_processes_with_two_devices_give_the_result_of_one(finished, tmp_path):
+    settings, alone = finished
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = [*FLAGS, "--steps=4", "--method=jsam", "--model-devices=2", "--validation-share=0.3"]
+    flags += [f"--text={settings.text}", f"--output={tmp_path / 'together'}"]
+    flags += ["--distributed", f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+    flags += ["--simulated-devices=2"]
+    command = [sys.executable, "-m", "examples.language_model.train", *flags]
+    processes = [start(*command, f"--process={number}") for number in range(2)]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "step" not in outputs[1]  # one process tells
+    assert "2 x 2 cpu devices" in outputs[0]
+    together = json.loads((tmp_path / "together" / "results.json").read_text())
+    for name in ("loss", "validation_loss", "gradient_norm"):
+        assert together["last"][name] == pytest.approx(alone["last"][name], rel=1e-4), name
+    assert together["sharpness"]["rise"] == pytest.approx(alone["sharpness"]["rise"], rel=1e-2)
