@@ -7,7 +7,6 @@ steps and at equal gradients. Then the networks are trained on the English of Py
 shows how much of the source text they forget. Started again, it goes on where it was stopped.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ import tyro
 
 from .compare import read_run, write
 from .config import Config
-from .output_folder import held
 from .train import train
 
 SMALL = Config(
@@ -37,28 +35,29 @@ TUNED = dataclasses.replace(
     SMALL, text="manual", steps=50, learning_rate=3e-3, evaluate_every=25, checkpoint_every=50
 )
 
-LEARNING = {
-    "AdamW": {},
-    "AdamW, twice the steps": {"steps": 400},
-    "SAM, ρ = 0.05": {"method": "sam", "rho": 0.05},
-    "SAM, ρ = 0.2": {"method": "sam", "rho": 0.2},
-    "Functional-SAM, ρ = 0.05": {"method": "jsam", "rho": 0.05},
-    "Functional-SAM, ρ = 0.2": {"method": "jsam", "rho": 0.2},
-    "SAM, ρ = 0.2, the last quarter": {"method": "sam", "rho": 0.2, "method_starts": 0.75},
-    "SAM, ρ = 0.2, normalization only": {"method": "sam", "rho": 0.2, "perturb": "norms"},
-}
-"""Name -> how it differs from ``SMALL``."""
+SAM = {"method": "sam"}
+FUNCTIONAL = {"method": "jsam"}
+ROWS = (
+    ("learning", "AdamW", None, {}),
+    ("learning", "AdamW, twice the steps", None, {"steps": 400}),
+    ("learning", "SAM, ρ = 0.05", None, SAM),
+    ("learning", "Functional-SAM, ρ = 0.05", None, FUNCTIONAL),
+    ("tuning", "AdamW", "AdamW", {}),
+    ("tuning", "AdamW, twice the steps", "AdamW, twice the steps", {}),
+    ("tuning", "SAM, ρ = 0.05", "SAM, ρ = 0.05", {}),
+    ("tuning", "Functional-SAM, ρ = 0.05", "Functional-SAM, ρ = 0.05", {}),
+    ("learning", "SAM, ρ = 0.2", None, SAM | {"rho": 0.2}),
+    ("learning", "SAM, ρ = 0.2, the last quarter", None, SAM | {"rho": 0.2, "method_starts": 0.75}),
+    ("tuning", "SAM, ρ = 0.2, the last quarter", "SAM, ρ = 0.2, the last quarter", {}),
+    ("learning", "SAM, ρ = 0.2, normalization only", None, SAM | {"rho": 0.2, "perturb": "norms"}),
+    ("learning", "Functional-SAM, ρ = 0.2", None, FUNCTIONAL | {"rho": 0.2}),
+    ("tuning", "AdamW; adapters", "AdamW", {"adapter_rank": 4}),
+    ("tuning", "AdamW; adapters by SAM, ρ = 0.05", "AdamW", {"adapter_rank": 4} | SAM),
+)
+"""Part, name, the network to start from, and how the run differs from ``SMALL`` or ``TUNED``.
 
-TUNING = {
-    "AdamW": ("AdamW", {}),
-    "AdamW, twice the steps": ("AdamW, twice the steps", {}),
-    "SAM, ρ = 0.2": ("SAM, ρ = 0.2", {}),
-    "Functional-SAM, ρ = 0.2": ("Functional-SAM, ρ = 0.2", {}),
-    "SAM, ρ = 0.2, the last quarter": ("SAM, ρ = 0.2, the last quarter", {}),
-    "AdamW; adapters": ("AdamW", {"adapter_rank": 4}),
-    "AdamW; adapters, SAM, ρ = 0.05": ("AdamW", {"adapter_rank": 4, "method": "sam"}),
-}
-"""Name -> the network to start from, and how the training differs from ``TUNED``."""
+In the order of what one would like to know first; a row that others start from stands before them.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,49 +70,54 @@ class Study:
     tables: Path | None = None
     """Folder of the tables and figures; without it the same."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1)
     """Seeds of the initial network and of the order of the text."""
 
     steps: int | None = None
     """Try it out: every run takes so many steps."""
 
+    summary: bool = False
+    """Write the tables of the runs that have finished, and train nothing."""
+
 
 def runs(study: Study) -> Iterator[tuple[str, str, Config]]:
     """``(part, name, settings)`` of all runs, those that others start from first."""
-    for seed in study.seeds:
-        for part, base, rows in (("learning", SMALL, LEARNING), ("tuning", TUNED, TUNING)):
-            for name, row in rows.items():
-                start, changes = row if part == "tuning" else (None, row)
-                changes = changes | {"seed": seed, "output": study.output / part / f"{name} {seed}"}
-                if start is not None:
-                    changes["start_from"] = study.output / "learning" / f"{start} {seed}"
-                if study.steps is not None:
-                    lengths = ("steps", "evaluate_every", "checkpoint_every")
-                    changes |= dict.fromkeys(lengths, study.steps)
-                config = dataclasses.replace(base, **changes)
-                yield part, name, config
+    for part, name, start, changes in ROWS:
+        for seed in study.seeds:
+            settings = changes | {"seed": seed, "output": study.output / part / f"{name} {seed}"}
+            if start is not None:
+                settings["start_from"] = study.output / "learning" / f"{start} {seed}"
+            if study.steps is not None:
+                settings |= dict.fromkeys(
+                    ("steps", "evaluate_every", "checkpoint_every"), study.steps
+                )
+            yield (
+                part,
+                name,
+                dataclasses.replace(SMALL if part == "learning" else TUNED, **settings),
+            )
 
 
 def run(study: Study) -> None:
-    """Trains what is missing, and writes the tables."""
+    """Trains what is missing, and writes the tables of what has finished."""
     groups: dict[str, dict[str, list]] = {"learning": {}, "tuning": {}}
     for part, name, config in runs(study):
-        if not (config.output / "results.json").exists():
-            resume = (config.output / "config.json").exists()
-            config = dataclasses.replace(config, resume=resume)
-            train(config)
-        groups[part].setdefault(name, []).append(read_run(config.output))
+        finished = (config.output / "results.json").exists()
+        if not finished and not study.summary:
+            begun = (config.output / "config.json").exists()
+            train(dataclasses.replace(config, resume=begun))
+        if finished or not study.summary:
+            groups[part].setdefault(name, []).append(read_run(config.output))
     for part, named in groups.items():
         folder = (study.tables or study.output / "tables") / part
-        with held(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if named:
             write(folder, named)
-        with contextlib.suppress(FileNotFoundError):
-            (folder / ".lock").unlink()
 
 
 if __name__ == "__main__":
     study = tyro.cli(Study, description=__doc__)
-    # Runs that differ in the seed only, or in what stands in front of AdamW, share compiled programs.
+    # Runs that differ in the seed only share their compiled programs.
     jax.config.update("jax_compilation_cache_dir", str(study.output.resolve() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     run(study)

@@ -26,7 +26,7 @@ def test_an_order_of_training_sees_every_window_once_and_then_another_order():
         data.training_batch(windows, 5, seed, step).inputs[:, 0].tolist()
         for seed, step in [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 0)]
     ]
-    assert sorted(sum(firsts[:4], [])) == list(range(0, 200, 10))
+    assert sorted(np.concatenate(firsts[:4])) == list(range(0, 200, 10))
     assert firsts[4] != firsts[0] != firsts[5]
     assert data.training_batch(windows, 5, 0, 4).inputs[:, 0].tolist() == firsts[4]
 

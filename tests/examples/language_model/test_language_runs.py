@@ -1,4 +1,4 @@
-"""The program as a user runs it: files, resuming, fine-tuning, damage, being killed, several processes."""
+"""The program as a user runs it: files, resuming, fine-tuning, damage, kills, several processes."""
 
 import dataclasses
 import json
@@ -151,7 +151,7 @@ def test_compare_is_mean_and_deviation_over_the_seeds(tmp_path):
     assert list(groups) == ["adamw, rho 0.05", "sam, rho 0.1"]
     header, *lines = compare.write(tmp_path, groups)
     assert header == [
-        *"run seeds steps gradients".split(),
+        *("run", "seeds", "steps", "gradients"),
         "validation loss",
         "rise at ε",
         "eigenvalue",
@@ -176,7 +176,7 @@ def test_the_study_starts_from_runs_that_come_before(tmp_path):
         assert settings.output not in seen
         assert settings.steps == 1
         seen.add(settings.output)
-    assert len(seen) == 2 * (len(study.LEARNING) + len(study.TUNING))
+    assert len(seen) == 2 * len(study.ROWS)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path, monkeypatch):
@@ -299,7 +299,7 @@ def test_damage_is_refused(saved, monkeypatch):
     metadata.write_text(record)
     with monkeypatch.context() as patch:  # one number changed
         patch.setattr(checkpoints, "_checksum", lambda array: jnp.uint32(1))
-        with pytest.raises(CheckpointError, match="do not match their checksums.*begin anew"):
+        with pytest.raises(CheckpointError, match=r"do not match their checksums.*begin anew"):
             saved.restore(LIKE)
     (saved.folder / "1").rename(saved.folder / "7")
     with Checkpoints(saved.folder)._manager as _:

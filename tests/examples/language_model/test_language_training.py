@@ -132,9 +132,8 @@ def test_what_has_no_name_of_a_parameter_is_everywhere():
         make_mesh(3, jax.devices()[:4])
 
 
-def test_the_loss_of_a_text_is_the_mean_over_its_bytes(start):
+def test_the_loss_of_a_text_is_the_mean_over_its_bytes():
     """Batches with less to predict count less."""
-    params, _ = start
     trainer = trainer_of(config(), jax.devices()[:1])
     state = trainer.initial_state(np.uint32(0))
     first = batch()
