@@ -32,7 +32,7 @@ COLUMNS = {
         run["last"].get("earlier_loss", np.nan) - run["before"].get("earlier_loss", np.nan)
     ),
     "rise at ε": lambda run: run["sharpness"]["rise"],
-    "eigenvalue": lambda run: run["sharpness"]["eigenvalue"],
+    "eigenvalue": lambda run: run["sharpness"].get("eigenvalue", np.nan),
 }
 """Title of a column -> its number of a run."""
 

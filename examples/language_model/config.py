@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from .methods import METHODS
 
-BOOKKEEPING = frozenset({"output", "resume", "checkpoint_every", "keep_checkpoints"})
+BOOKKEEPING = frozenset({"output", "resume", "checkpoint_every", "keep_checkpoints", "curvature"})
 """Settings that change no result."""
 
 
@@ -103,6 +103,9 @@ class Config:
 
     evaluation_windows: int = 512
     """Windows of the validation text that are evaluated, evenly chosen."""
+
+    curvature: bool = False
+    """After the last step, measure the largest eigenvalue of the Hessian too, which is slow to compile."""
 
     output: Path = Path("runs/language_model")
     """Folder of the run."""

@@ -30,6 +30,7 @@ SMALL = Config(
     evaluate_every=50,
     checkpoint_every=200,
     evaluation_windows=256,
+    curvature=True,
 )
 TUNED = dataclasses.replace(
     SMALL, text="manual", steps=50, learning_rate=3e-3, evaluate_every=25, checkpoint_every=50

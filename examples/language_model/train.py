@@ -189,7 +189,7 @@ class Run:
         """How sharp the minimum is, on a batch of the training text."""
         config = self.config
         batch = data.training_batch(self.text.train, config.batch_size, config.seed, SHARPNESS_STEP)
-        return self.trainer.sharpness(state, batch, SHARPNESS_RHO)
+        return self.trainer.sharpness(state, batch, SHARPNESS_RHO, config.curvature)
 
 
 def train(config: Config, processes: Processes | None = None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from config import Config as LabelNoise
 
 from examples.image_classification import compare, output_folder, train
 from examples.image_classification.config import Config as Images
+from examples.language_model import train as language_model
 
 ROOT = Path(__file__).parents[2]
 HELD = """
@@ -59,8 +60,12 @@ def program(request, monkeypatch):
     }[request.param]
 
 
-def test_both_programs_have_the_same_file():
+def test_all_programs_have_the_same_file():
+    """Each can be copied as one folder."""
+    images, texts = Path(output_folder.__file__).parent, Path(language_model.__file__).parent
     assert Path(flat.__file__).read_text() == Path(output_folder.__file__).read_text()
+    for name in ("output_folder.py", "interrupts.py"):
+        assert (images / name).read_text() == (texts / name).read_text()
 
 
 def test_two_processes_in_one_folder(program, tmp_path):

@@ -22,6 +22,9 @@ from train import Epoch
 from examples.image_classification import compare, train
 from examples.image_classification.config import Config as ImageConfig
 from examples.image_classification.presets import PRESETS
+from examples.language_model import compare as compare_texts
+from examples.language_model import study
+from examples.language_model import train as language_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPT = "examples/label_noise/main.py"
@@ -58,12 +61,15 @@ def help_of(script):
 PROGRAMS = {
     f"python -m {train.PROGRAM}": train.main,
     compare.PROGRAM: compare.main,
+    f"python -m {language_model.PROGRAM}": language_model.main,
+    compare_texts.PROGRAM: compare_texts.main,
     f"python {SCRIPT}": label_noise.command_line,
 }
 OTHERS = {
     "guidance": help_of(guidance.main),
     "sweep": help_of(sweep.Sweep),
     "choose_rho": help_of(choose_rho.Choice),
+    "study": help_of(study.Study),
 }
 
 
@@ -113,6 +119,9 @@ def test_guidance_refuses_another_file(content, tmp_path):
         (train.main, "--data /nowhere", 1, "error: /nowhere does not exist. Give a folder with"),
         (label_noise.command_line, "--methods samm", 2, "'samm' is not valid. Did you mean sam?"),
         (label_noise.command_line, "--noise pairflip", 2, "invalid choice 'pairflip'"),
+        (language_model.main, "--method samm", 2, "'samm' is not valid. Did you mean sam?"),
+        (language_model.main, "--text /nowhere", 1, "error: --text: '/nowhere' is no file and no"),
+        (compare_texts.main, "/nowhere", 1, "error: /nowhere holds no finished run: results.json"),
         (compare.main, "/nowhere", 1, "error: /nowhere cannot be compared (no run): results.json"),
         (compare.main, "", 1, "error: no runs are given. Name the folders of finished runs."),
     ],
@@ -132,7 +141,7 @@ def test_errors_can_be_followed(program, arguments, code, message, said):
         assert hint[1] in METHODS | PRESETS
 
 
-@pytest.mark.parametrize("folder", ["label_noise", "image_classification"])
+@pytest.mark.parametrize("folder", ["label_noise", "image_classification", "language_model"])
 def test_every_flag_in_a_message_exists(folder, said):
     programs = [*PROGRAMS.values(), *OTHERS.values()]
     known = " ".join(said(program, "--help")[1] for program in programs)

@@ -8,11 +8,13 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+import optax_sam
 from examples.language_model.config import Config
 from examples.language_model.devices import make_mesh, shardings
 from examples.language_model.methods import gradients, make_method, make_optimizer
 from examples.language_model.model import Transformer, merged
 from examples.language_model.steps import Trainer
+from optax_sam.diagnostics import largest_eigenvalue, sharpness
 from tests.examples.language_model.small import batch, config
 
 
@@ -199,6 +201,25 @@ def test_late_sam_begins_where_it_is_told():
     assert gradients(config(steps=8)) == 8
     assert gradients(config(steps=8, method="sam")) == 16
     assert gradients(config(steps=8, method="sam", every_k=3)) == 8 + 3
+
+
+@pytest.mark.slow
+def test_sharpness_is_that_of_the_plain_network():
+    """In float32, also if the network computes in bfloat16."""
+    settings = config(precision="bfloat16", layers=1)
+    trainer = trainer_of(settings, jax.devices()[:1])
+    state = trainer.initial_state(np.uint32(0))
+    measured = trainer.sharpness(state, batch(), 0.3, True)
+    params = pure(jax.tree.map(np.asarray, state.params))
+
+    def loss_fn(params):
+        return plain_loss(params, batch(), settings.heads)
+
+    expected = largest_eigenvalue(loss_fn, params, steps=15).value
+    np.testing.assert_allclose(measured["eigenvalue"], expected, rtol=1e-3)
+    expected = sharpness(optax_sam.sam(0.3), loss_fn, params).rise
+    np.testing.assert_allclose(measured["rise"], expected, rtol=1e-4)
+    assert trainer.sharpness(state, batch(), 0.3, False).keys() == {"rise"}
 
 
 @pytest.mark.parametrize(
