@@ -105,7 +105,7 @@ class Config:
     """Windows of the validation text that are evaluated, evenly chosen."""
 
     curvature: bool = False
-    """After the last step, measure the largest eigenvalue of the Hessian too, which is slow to compile."""
+    """After the last step, find the largest eigenvalue of the Hessian too; it is slow to compile."""
 
     output: Path = Path("runs/language_model")
     """Folder of the run."""
