@@ -168,15 +168,17 @@ def _manifest(arrays: dict[str, Any]) -> dict[str, str]:
 
 @jax.jit
 def _checksum(array: jax.Array) -> jax.Array:
-    """The sum of all numbers' bits, each times an odd number of its own, modulo 2^32.
+    """The sum modulo 2^32 of all numbers' bits, each mixed with its place by MurmurHash3's last steps.
 
-    It is the same however the array is cut, and another one when a single number changes.
+    It is the same however the array is cut, and always another one when a single number changes.
     """
     if array.dtype != jnp.bool_:
         array = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
-    words = array.astype(jnp.uint32)
-    odd = 2 * jax.lax.iota(jnp.uint32, words.size).reshape(words.shape) + 1
-    return jnp.sum(words * odd, dtype=jnp.uint32)
+    places = jax.lax.iota(jnp.uint32, array.size).reshape(array.shape)
+    mixed = array.astype(jnp.uint32) + places * jnp.uint32(0x9E3779B9)
+    mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
 
 
 def _checksums(arrays: dict[str, jax.Array]) -> dict[str, int]:
