@@ -33,7 +33,7 @@ class Config:
     layers: int = 4
     """Layers of the transformer."""
 
-    width: int = 128
+    width: int = 64
     """Features of a position."""
 
     heads: int = 4
@@ -71,10 +71,10 @@ class Config:
     """Take the second gradient at every k-th step only."""
 
     # Optimizer
-    steps: int = 1000
+    steps: int = 500
     """Training steps."""
 
-    batch_size: int = 32
+    batch_size: int = 16
     """Windows of text per step, of all devices together."""
 
     learning_rate: float = 3e-3
@@ -101,7 +101,7 @@ class Config:
     evaluate_every: int = 100
     """Steps between two lines of metrics.csv; the last step always has one."""
 
-    evaluation_windows: int = 512
+    evaluation_windows: int = 256
     """Windows of the validation text that are evaluated, evenly chosen."""
 
     curvature: bool = False

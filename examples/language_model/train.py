@@ -1,6 +1,6 @@
 """Trains a language model on bytes of text.
 
-    python -m examples.language_model.train                                       # a minute or two
+    python -m examples.language_model.train                                       # minutes on a CPU
     python -m examples.language_model.train --method sam --output runs/sam
     python -m examples.language_model.train --start-from runs/sam --text manual --adapter-rank 8
     python -m examples.language_model.train --help                                # all settings
