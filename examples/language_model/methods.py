@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 METHODS: dict[str, Callable[..., optax.GradientTransformationExtraArgs] | None] = {
     "adamw": None,
     "sam": optax_sam.sam,
-    "jsam": optax_sam.jsam,  # with one perturbation per batch: Functional-SAM (Singh et al. 2025)
+    "functional_sam": optax_sam.functional_sam,
+    "jsam": optax_sam.jsam,  # with one perturbation per batch the same
     "asam": optax_sam.asam,
     "saner": optax_sam.saner,
     "friendly_sam": optax_sam.friendly_sam,
