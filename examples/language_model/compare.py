@@ -77,7 +77,8 @@ def read_run(folder: Path) -> dict[str, Any]:
 def group_runs(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The runs of each setting, named by the settings in which they differ.
 
-    Runs that start from others are grouped with those whose starting networks were trained alike.
+    Runs that start from others are one line if the folders of those differ in what stands behind the
+    last underscore, where a seed is expected: ``sam_0``, ``sam_1``.
     """
     configs = [run["config"] for run in runs]
     differing = {name for config in configs for name in differences(configs[0], config)} - NOT_NAMED
@@ -88,7 +89,8 @@ def group_runs(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
             f"{name} {config[name]}" for name in sorted(differing) if config[name] is not None
         ]
         if config["start_from"] is not None:
-            names.append(f"from {Path(config['start_from']).name.rpartition('_')[0]}")
+            start = Path(config["start_from"]).name
+            names.append(f"from {start.rpartition('_')[0] or start}")
         groups.setdefault(", ".join(names), []).append(run)
     return groups
 
