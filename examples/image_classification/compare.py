@@ -244,7 +244,8 @@ def plot_rows(rows: list[dict[str, Any]]) -> Figure:
     }
     names = [row["run"] for row in rows]
     with matplotlib.rc_context(STYLE | {"font.size": 12}):
-        figure = Figure(figsize=(5.5, 1.3 + 0.32 * len(rows)), layout="constrained")
+        width = 3.7 + 0.09 * max(map(len, names))  # the names stand beside the panels
+        figure = Figure(figsize=(width, 1.3 + 0.32 * len(rows)), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (column, title) in zip(panels, titles.items(), strict=True):
             for height, (row, style) in enumerate(zip(rows, styles(names), strict=True)):

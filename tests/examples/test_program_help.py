@@ -192,7 +192,8 @@ def test_compare_says_where_its_files_went_and_fits_into_80_columns(tmp_path, ca
     monkeypatch.setattr(compare, "group_runs", lambda _: runs)
     compare.main(["a", "b", "--output", str(tmp_path / "out")])
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-1] == f"files in {tmp_path / 'out'}: table.md, table.csv, curves.png"
+    files = "table.md, table.csv, curves.png, points.png"
+    assert printed[-1] == f"files in {tmp_path / 'out'}: {files}"
     table = printed[: next(n for n, line in enumerate(printed) if line.startswith("files"))]
     assert all(len(line) <= 80 for line in table)
     rule = next(number for number, line in enumerate(table) if "─" in line)
