@@ -250,6 +250,14 @@ def test_explain_names_every_leaf_and_reason():
     assert explain(objective, params, mask=mask).count("not perturbed") == 2
 
 
+def test_how_many_examples_are_computed_at_once(monkeypatch):
+    """In small caches eight, on an accelerator what batch SAM computes."""
+    network = problem("GPT", batch=32)
+    assert "at once:         8 of 32" in explain(*network)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "at once:         32 of 32" in explain(*network)
+
+
 def test_dropout_keys_as_inputs_give_masks_per_example(x64):
     def apply(params, inputs):
         x, keys = inputs
