@@ -1,10 +1,10 @@
 """The training steps that are compared: one row for each.
 
 A step is a function ``(params, stats, state, inputs, labels) -> (params, stats, state, loss)``: all
-from the loss to the new parameters, with SGD and momentum as the base optimizer. A row builds it,
-together with the function that makes the optimizer's first state. A row whose program loops over
-microbatches also takes ``microbatch_size``: with the whole batch in one there is no loop, and its FLOPs
-can be counted.
+from the loss to the new parameters, with SGD and momentum as the base optimizer unless another is
+given. A row builds it, together with the function that makes the optimizer's first state. A row whose
+program loops over microbatches also takes ``microbatch_size``: with the whole batch in one there is no
+loop, and its FLOPs can be counted.
 """
 
 from collections.abc import Callable
@@ -21,18 +21,14 @@ from optax_sam.linen import capture_layer_input
 
 RHO = 0.05
 MICROBATCH = 16  # examples
+BASE = optax.sgd(0.1, momentum=0.9)  # the optimizer behind every method
 
 Step = tuple[Callable, Callable]  # the optimizer's init, and the step
 
 
-def base_optimizer() -> optax.GradientTransformation:
-    """The optimizer behind every method."""
-    return optax.sgd(0.1, momentum=0.9)
-
-
-def sgd(module: nn.Module) -> Step:
+def sgd(module: nn.Module, base: optax.GradientTransformation = BASE) -> Step:
     """The plain step: what every ratio is relative to."""
-    tx = base_optimizer()
+    tx = base
 
     def step(params, stats, state, inputs, labels):
         objective = objective_of(module, stats, inputs, labels)
@@ -49,9 +45,9 @@ def climb(params, grads):
     return jax.tree.map(lambda p, g: p + scale * g, params, grads)
 
 
-def sam_by_hand(module: nn.Module) -> Step:
+def sam_by_hand(module: nn.Module, base: optax.GradientTransformation = BASE) -> Step:
     """SAM as one writes it without a library: the floor."""
-    tx = base_optimizer()
+    tx = base
 
     def step(params, stats, state, inputs, labels):
         objective = objective_of(module, stats, inputs, labels)
@@ -66,9 +62,9 @@ def sam_by_hand(module: nn.Module) -> Step:
 def optax_contrib(opaque: bool) -> Callable[..., Step]:
     """``optax.contrib.sam``: opaque is one call with two gradients, transparent two calls."""
 
-    def build(module):
+    def build(module, base=BASE):
         adversary = optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
-        tx = optax.contrib.sam(base_optimizer(), adversary, sync_period=2, opaque_mode=opaque)
+        tx = optax.contrib.sam(base, adversary, sync_period=2, opaque_mode=opaque)
 
         def step(params, stats, state, inputs, labels):
             objective = objective_of(module, stats, inputs, labels)
@@ -90,9 +86,9 @@ def optax_contrib(opaque: bool) -> Callable[..., Step]:
     return build
 
 
-def penalized(module: nn.Module) -> Step:
+def penalized(module: nn.Module, base: optax.GradientTransformation = BASE) -> Step:
     """SGD with the penalty that stands in for J-SAM."""
-    tx = base_optimizer()
+    tx = base
     apply_fn = capture_layer_input(module, "head")
 
     def step(params, stats, state, inputs, labels):
@@ -133,8 +129,8 @@ def ours(
       **options: the method's keywords.
     """
 
-    def build(module, microbatch_size=None):
-        tx = optax.chain(method(*arguments, **options), base_optimizer())
+    def build(module, base=BASE, microbatch_size=None):
+        tx = optax.chain(method(*arguments, **options), base)
 
         def step(params, stats, state, inputs, labels):
             objective = objective_of(module, stats, inputs, labels)
@@ -161,9 +157,9 @@ def in_microbatches(
 ) -> Callable[..., Step]:
     """Every gradient accumulated over microbatches; without a method it is plain SGD."""
 
-    def build(module, microbatch_size=MICROBATCH):
+    def build(module, base=BASE, microbatch_size=MICROBATCH):
         first = optax.identity() if method is None else method(RHO)
-        tx = optax.with_extra_args_support(optax.chain(first, base_optimizer()))
+        tx = optax.with_extra_args_support(optax.chain(first, base))
 
         def step(params, stats, state, inputs, labels):
             objective = objective_of(module, stats, inputs, labels)
@@ -194,9 +190,9 @@ def naive_per_example(objective, params, rho, evaluation=optax_sam.full_gradient
     return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), each)
 
 
-def naive_1_sam(module: nn.Module) -> Step:
+def naive_1_sam(module: nn.Module, base: optax.GradientTransformation = BASE) -> Step:
     """1-SAM by ``vmap``."""
-    tx = base_optimizer()
+    tx = base
 
     def step(params, stats, state, inputs, labels):
         objective = objective_of(module, stats, inputs, labels)
@@ -211,7 +207,7 @@ class Row(NamedTuple):
     """One row of the tables.
 
     Attributes:
-      build: ``module -> (init, step)``.
+      build: ``(module, base optimizer) -> (init, step)``.
       separates: the examples of the batch are separated, which a network with BatchNorm forbids.
       divisor: the batch must be a multiple of it.
       varies: some steps of this row cost more than others, so that its time is a mean.

@@ -1,0 +1,185 @@
+"""The networks that are compiled for pods: ResNet-50, ViT-B and a decoder of a billion parameters.
+
+Parameters are float32 and the arithmetic is bfloat16, as usual on TPUs. The transformers have their
+layers in a scan, so that their program has one layer, however deep the network is.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec
+
+HALF = jnp.bfloat16
+
+
+class Layer(nn.Module):
+    """One pre-normalized transformer layer: attention and a perceptron, each with a shortcut."""
+
+    heads: int
+    is_causal: bool
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        width = x.shape[-1]
+        y = normalize(x)
+        split = (*x.shape[:-1], self.heads, width // self.heads)
+        query, key, value = (dense(width, name)(y).reshape(split) for name in ("q", "k", "v"))
+        y = jax.nn.dot_product_attention(query, key, value, is_causal=self.is_causal)
+        x = spread(x + dense(width, "out")(y.reshape(x.shape)))
+        y = nn.gelu(dense(4 * width, "up")(normalize(x)))
+        return spread(x + dense(width, "down")(y)), None
+
+
+def spread(x: jax.Array) -> jax.Array:
+    """Says that each chip has its own examples, which the partitioner may not find out by itself.
+
+    Under ``group_size`` a network is traced on the examples of one group, which nothing can divide.
+    """
+    chips = jax.sharding.get_abstract_mesh().shape.get("data", 1)
+    if chips == 1 or x.shape[0] % chips:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec("data"))
+
+
+def dense(width: int, name: str) -> nn.Dense:
+    """A matrix product."""
+    return nn.Dense(width, use_bias=False, dtype=HALF, name=name)
+
+
+def normalize(x: jax.Array) -> jax.Array:
+    """Layer normalization, inside a compact module."""
+    return nn.LayerNorm(use_bias=False, dtype=HALF)(x)
+
+
+def layers(depth: int, heads: int, *, is_causal: bool, remat: bool) -> nn.Module:
+    """A stack of layers in a scan."""
+    layer = nn.remat(Layer, prevent_cse=False) if remat else Layer
+    stack = nn.scan(layer, length=depth, variable_axes={"params": 0}, split_rngs={"params": True})
+    return stack(heads, is_causal, name="layers")
+
+
+class Decoder(nn.Module):
+    """A language model: one logit for every token of the vocabulary at every position."""
+
+    vocabulary: int = 32_768
+    width: int = 2048
+    depth: int = 18
+    heads: int = 16
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(self.vocabulary, self.width, dtype=HALF, name="embed")(tokens)
+        x = spread(x)
+        x, _ = layers(self.depth, self.heads, is_causal=True, remat=True)(x, None)
+        return dense(self.vocabulary, "head")(normalize(x)).astype(jnp.float32)
+
+
+class ViT(nn.Module):
+    """A vision transformer whose tokens are averaged at the end."""
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    patch: int = 16
+    classes: int = 1000
+
+    @nn.compact
+    def __call__(self, images):
+        size = (self.patch, self.patch)
+        x = nn.Conv(self.width, size, size, "VALID", dtype=HALF, name="patches")(images)
+        x = x.reshape(x.shape[0], -1, self.width)
+        positions = self.param("positions", nn.initializers.normal(0.02), x.shape[1:])
+        x = spread(x + positions.astype(x.dtype))
+        x, _ = layers(self.depth, self.heads, is_causal=False, remat=False)(x, None)
+        return dense(self.classes, "head")(normalize(x).mean(1)).astype(jnp.float32)
+
+
+class Bottleneck(nn.Module):
+    """Three convolutions and a shortcut."""
+
+    norm: str
+    width: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.relu(self.convolution(x, self.width, 1))
+        y = nn.relu(self.convolution(y, self.width, 3, self.stride))
+        y = self.convolution(y, 4 * self.width, 1)
+        if x.shape != y.shape:
+            x = self.convolution(x, 4 * self.width, 1, self.stride)
+        return nn.relu(x + y)
+
+    def convolution(self, x, width, size, stride=1):
+        x = nn.Conv(width, (size, size), (stride, stride), use_bias=False, dtype=HALF)(x)
+        return normalize_channels(self.norm, x)
+
+
+def normalize_channels(norm: str, x: jax.Array) -> jax.Array:
+    """GroupNorm in 32 groups, or BatchNorm with the statistics of the whole batch."""
+    if norm == "group":
+        return nn.GroupNorm(min(32, x.shape[-1]), dtype=HALF)(x)
+    return nn.BatchNorm(use_running_average=False, momentum=0.9, dtype=HALF)(x)
+
+
+class ResNet(nn.Module):
+    """ResNet-50, or a smaller one of its kind."""
+
+    norm: str
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    width: int = 64
+    classes: int = 1000
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(self.width, (7, 7), (2, 2), use_bias=False, dtype=HALF)(x)
+        x = nn.relu(normalize_channels(self.norm, x))
+        x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+        for stage, count in enumerate(self.blocks):
+            for block in range(count):
+                stride = 2 if stage and not block else 1
+                x = Bottleneck(self.norm, self.width * 2**stage, stride)(x)
+        return dense(self.classes, "head")(x.mean((1, 2))).astype(jnp.float32)
+
+
+class PodNetwork(NamedTuple):
+    """What is compiled.
+
+    Attributes:
+      module: the network.
+      optimizer: the base optimizer behind every method.
+      optimizer_name: what its own step is called in the tables.
+      per_chip: examples for each chip, so that the batch grows with the pod.
+      shape: the shape of one input.
+      dtype: the type of the inputs.
+      label_shape: the shape of one example's labels.
+    """
+
+    module: nn.Module
+    optimizer: optax.GradientTransformation
+    optimizer_name: str
+    per_chip: int
+    shape: tuple[int, ...]
+    dtype: Any = HALF
+    label_shape: tuple[int, ...] = ()
+
+    @property
+    def mixes_examples(self) -> bool:
+        """Whether the output for one example depends on the others."""
+        return getattr(self.module, "norm", None) == "batch"
+
+
+ADAMW = optax.adamw(3e-4, weight_decay=0.1)
+MOMENTUM = optax.sgd(0.1, momentum=0.9)
+LENGTH = 2048  # tokens
+IMAGE = (224, 224, 3)
+
+NETWORKS: dict[str, PodNetwork] = {
+    "decoder": PodNetwork(Decoder(), ADAMW, "AdamW", 4, (LENGTH,), jnp.int32, (LENGTH,)),
+    "ViT-B": PodNetwork(ViT(), ADAMW, "AdamW", 32, IMAGE),
+    "ResNet-50, BatchNorm": PodNetwork(ResNet("batch"), MOMENTUM, "SGD", 32, IMAGE),
+    "ResNet-50, GroupNorm": PodNetwork(ResNet("group"), MOMENTUM, "SGD", 32, IMAGE),
+}

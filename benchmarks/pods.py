@@ -1,0 +1,86 @@
+"""One complete training step, compiled for chips that need not be there, and what is known of it."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from benchmarks import layouts
+from benchmarks.chips import CHIPS, roofline
+from benchmarks.compiled_text import Program, count_once
+from benchmarks.pod_networks import PodNetwork
+from benchmarks.training_steps import ROWS
+
+Record = dict[str, Any]
+
+
+class Cell(NamedTuple):
+    """What is compiled: a name of every list."""
+
+    network: str
+    layout: str
+    chip: str
+    chips: int
+    step: str
+
+
+def compile_cell(cell: Cell, network: PodNetwork, devices: Sequence[Any]) -> Record:
+    """Compiles a step; nothing is executed, and no array exists.
+
+    FLOPs, bytes, memory and collectives are those of one chip. What does not fit into the memory of
+    the chip has an ``error`` in their place.
+    """
+    record: Record = cell._asdict() | {"batch": network.per_chip * len(devices)}
+    started = time.process_time()
+    try:
+        program = compile_step(cell, network, devices)
+    except jax.errors.JaxRuntimeError as error:
+        return record | {"error": first_line(error)}
+    record["compile"] = time.process_time() - started
+    sizes, costs = program.memory_analysis(), program.cost_analysis()
+    text = Program(program.as_text())
+    found = text.collectives()
+    flops, accessed = (
+        costs[measure] * text.in_loops(count_once(measure))
+        for measure in ("flops", "bytes accessed")
+    )
+    results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    sent = sum(one.times * one.sent for one in found)
+    seconds, slowest = roofline(CHIPS[cell.chip], flops, accessed, sent)
+    return record | {
+        "flops": flops,
+        "bytes": accessed,
+        "temporary": sizes.temp_size_in_bytes,
+        "memory": sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + results,
+        "sent": sent,
+        "roofline": seconds,
+        "slowest": slowest,
+        "collectives": [list(one) for one in found],
+    }
+
+
+def compile_step(cell: Cell, network: PodNetwork, devices: Sequence[Any]) -> Any:
+    """The compiled step, with the parameters and states that it replaces donated."""
+    mesh = layouts.mesh_of(cell.layout, devices)
+    batch = network.per_chip * len(devices)
+    examples = (
+        jax.ShapeDtypeStruct((batch, *network.shape), network.dtype),
+        jax.ShapeDtypeStruct((batch, *network.label_shape), "int32"),
+    )
+    one = jax.ShapeDtypeStruct((1, *network.shape), network.dtype)
+    variables = jax.eval_shape(network.module.init, jax.random.key(0), one)
+    params = layouts.shard_parameters(cell.layout, mesh, variables["params"])
+    stats = layouts.whole(mesh, variables.get("batch_stats", {}))
+    init, step = ROWS[cell.step].build(network.module, base=network.optimizer)
+    state = layouts.shard_state(mesh, jax.eval_shape(init, params), params)
+    carried = (params, stats, state)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, carried)
+    jitted = jax.jit(step, donate_argnums=(0, 1, 2), out_shardings=(*shardings, None))
+    with jax.set_mesh(mesh):
+        return jitted.lower(*carried, *layouts.shard_batch(mesh, examples)).compile()
+
+
+def first_line(error: Exception) -> str:
+    """What the compiler says, without its report."""
+    return str(error).strip().splitlines()[0][:300]

@@ -1,0 +1,140 @@
+"""Complete training steps, compiled for TPU pods on a machine that has none.
+
+    python3.12 -m venv .venv-tpu && .venv-tpu/bin/pip install -e '.[tpu]'
+    .venv-tpu/bin/python benchmarks/tpu.py --minutes 60
+    .venv-tpu/bin/python benchmarks/tpu.py --minutes 0     # only tables and figure, of what is there
+
+Every compiled step is one line of OUTPUT/steps.jsonl as soon as it is there, and what is there is not
+compiled again: a run that was stopped goes on. The most informative steps come first. Flags choose
+networks, layouts, chips and steps. Nothing is executed: what the tables say of time is estimated.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault(
+    "TPU_SKIP_MDS_QUERY", "1"
+)  # there is no TPU whose metadata could be asked for
+
+import jax
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where this file runs as a program
+
+from benchmarks import pod_tables
+from benchmarks.chips import CHIPS
+from benchmarks.layouts import LAYOUTS
+from benchmarks.pod_networks import NETWORKS
+from benchmarks.pods import Cell, compile_cell
+from benchmarks.training_steps import ROWS
+
+OUTPUT = Path(__file__).parents[1] / "docs" / "results" / "pods"
+SCALING = ("SGD", "SAM by hand", "optax.contrib.sam, opaque", "sam", "saner", "1-SAM")
+# What says nothing about a pod that another row does not: loops over microbatches, copies of weights.
+LEFT_OUT = ("microbatches", "naive", "penalty", "transparent")
+STEPS = (*SCALING, *(s for s in ROWS if s not in SCALING and not any(w in s for w in LEFT_OUT)))
+# Plain data parallelism of the decoder does not fit into a v5e.
+FIRST_CHIP = {"decoder": "v5p"}
+
+
+def cells() -> Iterator[Cell]:
+    """All cells, the most informative ones first."""
+    sizes = (16, 256, 64, 4)
+    for first in (True, False):  # each network's first chip, and then the other one
+        for network in NETWORKS:
+            for size in sizes:
+                for step in STEPS:
+                    for layout in LAYOUTS:
+                        for chip in CHIPS:
+                            is_first = chip == FIRST_CHIP.get(network, "v5e")
+                            if is_first == first and (size == 16 or step in SCALING):
+                                yield Cell(network, layout, chip, size, step)
+
+
+def allowed(cell: Cell) -> bool:
+    """Whether the network and its batch allow the step."""
+    network, row = NETWORKS[cell.network], ROWS[cell.step]
+    fits = network.per_chip * cell.chips % row.divisor == 0
+    return fits and not (row.separates and network.mixes_examples)
+
+
+def devices_of(cell: Cell) -> Any:
+    """The chips of the slice, which are described and not there."""
+    from jax.experimental import topologies
+
+    name = CHIPS[cell.chip].topologies[cell.chips]
+    return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a file, if it is there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def compile_missing(wanted: list[Cell], path: Path, minutes: float) -> None:
+    """Compiles what the file lacks, until the time is over."""
+    known = {tuple(record[key] for key in Cell._fields) for record in read(path)}
+    started = time.monotonic()
+    for cell in wanted:
+        if cell in known:
+            continue
+        if time.monotonic() - started > 60 * minutes:
+            return
+        print(*cell, sep=", ", file=sys.stderr, flush=True)
+        record = compile_cell(cell, NETWORKS[cell.network], devices_of(cell))
+        with path.open("a") as file:
+            file.write(json.dumps(record | {"level": jax.config.jax_optimization_level}) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compiles, and writes tables and figure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[*NETWORKS])
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=[*LAYOUTS])
+    parser.add_argument("--chip", nargs="+", choices=CHIPS, default=[*CHIPS])
+    parser.add_argument("--chips", nargs="+", type=int, default=[4, 16, 64, 256], help="how many")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=[*STEPS])
+    parser.add_argument("--minutes", type=float, default=60, help="no step is begun after them")
+    parser.add_argument(
+        "--level",
+        default="O0",
+        help="of XLA's optimization: O0 compiles in a third of the time, UNKNOWN is JAX's default",
+    )
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    options = parser.parse_args(arguments)
+    jax.config.update("jax_optimization_level", options.level)
+    wanted = [
+        cell
+        for cell in cells()
+        if cell.network in options.networks
+        and cell.layout in options.layouts
+        and cell.chip in options.chip
+        and cell.chips in options.chips
+        and cell.step in options.steps
+        and allowed(cell)
+    ]
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / "steps.jsonl"
+    if options.minutes > 0:
+        if not wanted:
+            parser.error("no step is chosen by these flags")
+        try:
+            devices_of(wanted[0])
+        except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:
+            print(f"Skipped: libtpu, which compiles for TPUs, cannot be used here ({error}).")
+            print("Install it in an environment of its own: pip install -e '.[tpu]'.")
+        else:
+            compile_missing(wanted, path, options.minutes)
+    pod_tables.write(read(path), options.output)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # the compiler for TPUs needs none
+    main()

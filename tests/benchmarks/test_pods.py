@@ -1,0 +1,199 @@
+"""Steps compiled for pods: what is read from a program's text, and the whole program at tiny size."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from benchmarks import compiled_text, layouts, pod_tables, pods, tpu
+from benchmarks.chips import CHIPS, roofline
+from benchmarks.compiled_text import Collective, Program, count_once
+from benchmarks.pod_networks import Decoder, PodNetwork, ResNet, ViT
+
+ROUNDS = 5
+ADAMW = optax.adamw(1e-3)
+TINY = {
+    "decoder": PodNetwork(Decoder(32, 16, 2, 2), ADAMW, "AdamW", 1, (8,), jnp.int32, (8,)),
+    "ViT-B": PodNetwork(ViT(16, 2, 2, 4, 4), ADAMW, "AdamW", 1, (8, 8, 3)),
+}
+
+
+def text_of(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile().as_text()
+
+
+def in_scan(x, weights):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+
+class TestText:
+    def test_loops_count_as_often_as_they_run(self):
+        x, weights = jnp.ones((4, 64)), jnp.ones((ROUNDS, 64, 64))
+        program = Program(text_of(in_scan, x, weights))
+        once = count_once("flops")
+        flops = once(program.module(program.entry)) * program.in_loops(once)
+        assert flops == pytest.approx(ROUNDS * 2 * 4 * 64 * 64, rel=0.05)
+
+    def test_a_loop_of_unknown_length_counts_once(self):
+        text = text_of(
+            lambda x: jax.lax.while_loop(lambda x: x[0] < 5, lambda x: 2 * x, x), jnp.ones(3)
+        )
+        assert Program(text).in_loops(count_once("flops")) == 1
+
+    def test_collectives_in_a_loop(self):
+        """The weights are gathered in every round, and one sum crosses the devices."""
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+        cut = [NamedSharding(mesh, P("data")), NamedSharding(mesh, P(None, "data"))]
+        arguments = jax.device_put((jnp.ones((64, 8)), jnp.ones((ROUNDS, 8, 8))), tuple(cut))
+
+        def mean(x, weights):
+            def layer(x, w):
+                whole = jax.lax.with_sharding_constraint(w, NamedSharding(mesh, P()))
+                return jax.lax.with_sharding_constraint(jnp.tanh(x @ whole), cut[0]), None
+
+            return jnp.mean(jax.lax.scan(layer, x, weights)[0])
+
+        found = Program(text_of(mean, *arguments)).collectives()
+        gathers = [one for one in found if one.kind == "all-gather"]
+        assert sum(one.times * one.size for one in gathers) == ROUNDS * 8 * 8 * 4
+        assert [one for one in found if one.kind == "all-reduce"] == [
+            Collective("all-reduce", 4, 4, 1)
+        ]
+
+    @pytest.mark.parametrize(
+        ("kind", "sent"), [("all-reduce", 1.5), ("all-gather", 0.75), ("collective-permute", 1)]
+    )
+    def test_what_a_chip_sends(self, kind, sent):
+        assert Collective(kind, 1, 4, 1).sent == sent
+
+    @pytest.mark.parametrize(
+        "groups",
+        [
+            "replica_groups={{0,1,2,3},{4,5,6,7}}",
+            "replica_groups=[2,4]<=[8]",
+            "replica_groups=mesh['data'=2,'model'=4] {'model'}",
+            "source_target_pairs={{0,1},{1,2},{2,3},{3,0}}",
+        ],
+    )
+    def test_how_many_take_part(self, groups):
+        assert compiled_text._group_size(f"channel_id=1, {groups}, use_global_device_ids=true") == 4
+
+    def test_pieces_of_an_asynchronous_collective_are_one(self):
+        text = """HloModule m
+ENTRY %main (p: f32[4]) -> f32[16] {
+  %p = f32[4]{0} parameter(0)
+  %s = (f32[4]{0}, f32[16]{0}) all-gather-start(%p), channel_id=7, replica_groups={{0,1,2,3}}
+  %g = f32[16]{0} all-gather(%p), channel_id=7, replica_groups={{0,1,2,3}}
+  ROOT %d = f32[16]{0} all-gather-done(%s)
+}
+"""
+        assert Program(text).collectives() == [Collective("all-gather", 64, 4, 1)]
+
+
+class TestLayouts:
+    def axes(self, layout, path, shape):
+        mesh = jax.sharding.AbstractMesh((2, 4), ("data", "model"), (AxisType.Auto,) * 2)
+        return layouts.parameter_axes(layout, mesh, path, shape)
+
+    def test_parameters(self):
+        tensor, shape = layouts.LAYOUTS[2], (3, 256, 512)
+        assert self.axes(tensor, ("layers", "up", "kernel"), shape) == [None, "data", "model"]
+        assert self.axes(tensor, ("layers", "down", "kernel"), shape) == [None, "model", "data"]
+        assert self.axes(tensor, ("layers", "norm", "scale"), (3, 256)) == [None, None]
+        assert self.axes(layouts.LAYOUTS[0], ("head", "kernel"), (256, 512)) == [None, None]
+
+    def test_states_lie_as_their_parameters(self):
+        mesh = layouts.mesh_of(layouts.LAYOUTS[1], jax.devices()[:4])
+        params = jax.eval_shape(lambda: {"head": {"kernel": jnp.ones((128, 256))}})
+        params = layouts.shard_parameters(layouts.LAYOUTS[1], mesh, params)
+        state = layouts.shard_state(mesh, jax.eval_shape(ADAMW.init, params), params)
+        assert state[0].mu["head"]["kernel"].sharding.spec == P(None, "data")
+        assert state[0].count.sharding.spec == P()
+
+
+def test_the_slowest_part_bounds_the_step():
+    chip = CHIPS["v5e"]
+    assert roofline(chip, 2 * chip.flops, chip.memory_bandwidth, 0) == (2, "compute")
+    assert roofline(chip, 0, 0, 3 * chip.link_bandwidth) == (3, "links")
+
+
+def test_networks_have_the_published_sizes():
+    def millions(module, shape, dtype=jnp.float32):
+        variables = jax.eval_shape(
+            module.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, dtype)
+        )
+        return sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"])) / 1e6
+
+    assert millions(ResNet("batch"), (1, 224, 224, 3)) == pytest.approx(25.6, abs=0.1)
+    assert millions(ViT(), (1, 224, 224, 3)) == pytest.approx(86, abs=1)
+    assert millions(Decoder(), (1, 16), jnp.int32) > 1000
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Small networks, and four simulated devices in place of every slice."""
+    level = jax.config.jax_optimization_level
+    monkeypatch.setattr(tpu, "NETWORKS", TINY)
+    monkeypatch.setattr(tpu, "devices_of", lambda cell: jax.devices()[:4])
+    monkeypatch.setattr(layouts, "SMALL", 64)
+    yield
+    jax.config.update("jax_optimization_level", level)
+
+
+@pytest.mark.slow
+def test_the_whole_program(tiny, tmp_path, monkeypatch):
+    flags = ["--networks", "ViT-B", "--chip", "v5e", "--output", str(tmp_path)]
+    flags += ["--layouts", "data parallel", "fully sharded", "--steps", "SGD", "SAM by hand", "sam"]
+    tpu.main([*flags, "--chips", "16"])
+    records = tpu.read(tmp_path / "steps.jsonl")
+    assert len(records) == 6
+    known = {(r["layout"], r["step"]): pod_tables.measures(r) for r in records}
+    for layout in ("data parallel", "fully sharded"):
+        sgd, by_hand, sam = (known[layout, step] for step in ("SGD", "SAM by hand", "sam"))
+        assert by_hand["flops"] == pytest.approx(2 * sgd["flops"], rel=0.1)
+        assert sam["flops"] <= 1.02 * by_hand["flops"]
+        assert sam["collectives"] > sgd["collectives"] > 0
+    assert "| sam | 1.0" in (tmp_path / "steps.md").read_text()
+    assert "ViT-B, fully sharded" in (tmp_path / "aims.md").read_text()
+    assert not (tmp_path / "chips.svg").exists()  # one number of chips is no curve
+
+    monkeypatch.setattr(tpu, "compile_cell", lambda *_: pytest.fail("it is there already"))
+    tpu.main([*flags, "--chips", "16"])
+    larger = [record | {"chips": 64} for record in records]
+    with (tmp_path / "steps.jsonl").open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in larger)
+    tpu.main([*flags, "--minutes", "0"])
+    assert (tmp_path / "chips.svg").stat().st_size > 0
+
+
+def test_what_does_not_fit_is_told(tiny, tmp_path, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 20G of 16G hbm\nreport")
+
+    monkeypatch.setattr(pods, "compile_step", full)
+    tpu.main(["--networks", "decoder", "--chips", "4", "--steps", "SGD", "--output", str(tmp_path)])
+    assert "20G of 16G hbm |" in (tmp_path / "steps.md").read_text()
+
+
+def test_without_the_compiler_it_says_what_to_install(tiny, tmp_path, monkeypatch, capsys):
+    def missing(cell):
+        raise RuntimeError("no libtpu.so")
+
+    monkeypatch.setattr(tpu, "devices_of", missing)
+    tpu.main(["--output", str(tmp_path)])
+    output = capsys.readouterr().out
+    assert "no libtpu.so" in output
+    assert "pip install -e '.[tpu]'" in output
+
+
+def test_the_most_informative_steps_come_first():
+    cells = list(tpu.cells())
+    assert len(set(cells)) == len(cells)
+    assert [cell.step for cell in cells[:3]] == ["SGD"] * 3
+    assert {cell.layout for cell in cells[:3]} == set(layouts.LAYOUTS)
+    assert all(cell.step in tpu.SCALING for cell in cells if cell.chips != 16)

@@ -1,0 +1,174 @@
+"""Sharded parameters on four simulated devices: where everything lies, and what the devices send.
+
+No axis is named: the arrays say how they lie, and XLA does the rest.
+"""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optax_sam
+from benchmarks.compiled_text import Collective, Program
+from optax_sam import Objective
+from tests.problems import apply_mlp, examples, mlp_parameters
+
+RHO = 0.3
+SIZES = {"features": 8, "classes": 4}
+
+
+class Layout(NamedTuple):
+    """The devices' axes, and which of them cut which axes of the parameters."""
+
+    axes: dict[str, int]
+    first: P = P()
+    bias: P = P()
+    second: P = P()
+
+    @property
+    def mesh(self) -> Mesh:
+        return jax.make_mesh(
+            tuple(self.axes.values()),
+            tuple(self.axes),
+            axis_types=(AxisType.Auto,) * len(self.axes),
+        )
+
+    def shardings(self):
+        mesh = self.mesh
+        specs = {"first": self.first, "bias": self.bias, "second": self.second}
+        return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+
+
+LAYOUTS = {
+    "data parallel": Layout({"data": 4}),
+    "fully sharded": Layout({"data": 4}, P(None, "data"), P("data"), P("data")),
+    "tensor parallel": Layout(
+        {"data": 2, "model": 2}, P("data", "model"), P("model"), P("model", "data")
+    ),
+}
+every_layout = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+def remember_epsilon():
+    """A stage that changes nothing and has the last ε as its state."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda updates, state, _: (updates, updates),
+    )
+
+
+ascent = optax.chain(optax_sam.normalized(RHO), remember_epsilon())
+METHODS = {
+    "sam": optax_sam.sharpness_aware(ascent),
+    "saner": optax_sam.sharpness_aware(ascent, combination=optax_sam.down_weight(0.5)),
+    "jsam": optax_sam.sharpness_aware(ascent, evaluation=optax_sam.jacobian_only),
+    "gsam": optax_sam.sharpness_aware(ascent, combination=optax_sam.subtract_orthogonal(0.1)),
+    "vasso": optax_sam.sharpness_aware(optax.chain(optax_sam.moving_average(0.2), ascent)),
+    "1-SAM": optax_sam.sam(RHO, group_size=1),
+}
+every_method = pytest.mark.parametrize("name", METHODS)
+BASE = optax.sgd(0.1, momentum=0.9)
+
+
+def step_of(name):
+    """``(init, step)`` of a method, of SGD or of SAM by hand."""
+    method = METHODS.get(name)
+    tx = BASE if method is None else optax.chain(method, BASE)
+
+    def step(params, state, inputs, labels):
+        objective = Objective(apply_mlp, inputs, labels)
+
+        def loss_fn(params):
+            logits = objective.logits(params)
+            return objective.loss_from_logits(logits), logits
+
+        grads, logits = jax.grad(loss_fn, has_aux=True)(params)
+        if name == "SAM by hand":
+            scale = RHO / optax.tree.norm(grads)
+            grads = jax.grad(objective)(jax.tree.map(lambda w, g: w + scale * g, params, grads))
+        extra = {} if method is None else {"loss_fn": objective, "logits": logits}
+        updates, state = tx.update(grads, state, params, **extra)
+        return updates, optax.apply_updates(params, updates), state
+
+    return tx.init, jax.jit(step)
+
+
+def arguments(init, layout=None):
+    """Parameters, the state that ``init`` makes of them, and a batch, where the layout has them."""
+    params, batch = mlp_parameters(hidden=16, **SIZES), examples(batch_size=16, **SIZES)
+    if layout is not None:
+        params = jax.device_put(params, layout.shardings())
+        batch = jax.device_put(batch, NamedSharding(layout.mesh, P("data")))
+    return params, init(params), *batch
+
+
+@functools.cache
+def after_two_steps(name, layout=None):
+    init, step = step_of(name)
+    params, state, *batch = arguments(init, LAYOUTS.get(layout))
+    for _ in range(2):
+        updates, params, state = step(params, state, *batch)
+    return updates, params, state
+
+
+@every_method
+@every_layout
+def test_equal_to_a_single_device(name, layout):
+    actual, expected = after_two_steps(name, layout), after_two_steps(name)
+    chex.assert_trees_all_close(actual, expected, rtol=2e-5, atol=1e-6)
+
+
+@every_method
+@every_layout
+def test_everything_lies_as_the_parameters_do(name, layout):
+    """Updates, momentum, ε, and the average that VaSSO climbs along."""
+    expected = LAYOUTS[layout].shardings()
+    updates, params, state = after_two_steps(name, layout)
+    found = 0
+    for tree in (updates, params, arguments(step_of(name)[0], LAYOUTS[layout])[1], state):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            key = getattr(path[-1], "key", None)
+            if key in expected:
+                assert leaf.sharding.is_equivalent_to(expected[key], leaf.ndim), path
+                found += 1
+    trees = 4 + 2 * (name != "1-SAM") + 2 * (name == "vasso")
+    assert found == trees * len(expected)
+
+
+@functools.cache
+def collectives(name, layout) -> list[Collective]:
+    init, step = step_of(name)
+    return Program(step.lower(*arguments(init, LAYOUTS[layout])).compile().as_text()).collectives()
+
+
+def large(name, layout, kind):
+    """The sizes of those that are no scalars: gradients, weights, activations."""
+    return sorted(
+        one.size
+        for one in collectives(name, layout)
+        for _ in range(one.times)
+        if one.kind == kind and one.size > 16
+    )
+
+
+@every_method
+@every_layout
+def test_nothing_is_gathered_that_sam_by_hand_does_not_gather(name, layout):
+    gathers = large(name, layout, "all-gather")
+    assert len(gathers) <= len(large("SAM by hand", layout, "all-gather"))
+    assert set(gathers) <= set(large("SGD", layout, "all-gather"))
+
+
+@every_method
+def test_the_gradients_are_reduced_once_for_each(name):
+    """1-SAM needs no gradient of the batch to climb, so its step sends what a step of SGD sends."""
+    of_sgd = sum(large("SGD", "data parallel", "all-reduce"))
+    assert of_sgd > 0
+    assert sum(large("SAM by hand", "data parallel", "all-reduce")) == 2 * of_sgd
+    assert sum(large(name, "data parallel", "all-reduce")) == (1 if name == "1-SAM" else 2) * of_sgd
