@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding
 
 HALF = jnp.bfloat16
 
@@ -20,6 +20,7 @@ class Layer(nn.Module):
 
     heads: int
     is_causal: bool
+    batch: NamedSharding | None = None
 
     @nn.compact
     def __call__(self, x, _=None):
@@ -28,20 +29,19 @@ class Layer(nn.Module):
         split = (*x.shape[:-1], self.heads, width // self.heads)
         query, key, value = (dense(width, name)(y).reshape(split) for name in ("q", "k", "v"))
         y = jax.nn.dot_product_attention(query, key, value, is_causal=self.is_causal)
-        x = spread(x + dense(width, "out")(y.reshape(x.shape)))
+        x = spread(x + dense(width, "out")(y.reshape(x.shape)), self.batch)
         y = nn.gelu(dense(4 * width, "up")(normalize(x)))
-        return spread(x + dense(width, "down")(y)), None
+        return spread(x + dense(width, "down")(y), self.batch), None
 
 
-def spread(x: jax.Array) -> jax.Array:
+def spread(x: jax.Array, batch: NamedSharding | None) -> jax.Array:
     """Says that each chip has its own examples, which the partitioner may not find out by itself.
 
     Under ``group_size`` a network is traced on the examples of one group, which nothing can divide.
     """
-    chips = jax.sharding.get_abstract_mesh().shape.get("data", 1)
-    if chips == 1 or x.shape[0] % chips:
+    if batch is None or x.shape[0] % batch.mesh.shape["data"]:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec("data"))
+    return jax.lax.with_sharding_constraint(x, batch)
 
 
 def dense(width: int, name: str) -> nn.Dense:
@@ -54,37 +54,44 @@ def normalize(x: jax.Array) -> jax.Array:
     return nn.LayerNorm(use_bias=False, dtype=HALF)(x)
 
 
-def layers(depth: int, heads: int, *, is_causal: bool, remat: bool) -> nn.Module:
+def layers(
+    depth: int, heads: int, batch: NamedSharding | None, *, is_causal: bool, remat: bool
+) -> nn.Module:
     """A stack of layers in a scan."""
     layer = nn.remat(Layer, prevent_cse=False) if remat else Layer
     stack = nn.scan(layer, length=depth, variable_axes={"params": 0}, split_rngs={"params": True})
-    return stack(heads, is_causal, name="layers")
+    return stack(heads, is_causal, batch, name="layers")
 
 
 class Decoder(nn.Module):
-    """A language model: one logit for every token of the vocabulary at every position."""
+    """A language model: one logit for every token of the vocabulary at every position.
+
+    ``batch``, if given, is how the examples lie on the chips.
+    """
 
     vocabulary: int = 32_768
     width: int = 2048
     depth: int = 18
     heads: int = 16
+    batch: NamedSharding | None = None
 
     @nn.compact
     def __call__(self, tokens):
         x = nn.Embed(self.vocabulary, self.width, dtype=HALF, name="embed")(tokens)
-        x = spread(x)
-        x, _ = layers(self.depth, self.heads, is_causal=True, remat=True)(x, None)
+        x = spread(x, self.batch)
+        x, _ = layers(self.depth, self.heads, self.batch, is_causal=True, remat=True)(x, None)
         return dense(self.vocabulary, "head")(normalize(x)).astype(jnp.float32)
 
 
 class ViT(nn.Module):
-    """A vision transformer whose tokens are averaged at the end."""
+    """A vision transformer whose tokens are averaged at the end; ``batch`` as in the decoder."""
 
     width: int = 768
     depth: int = 12
     heads: int = 12
     patch: int = 16
     classes: int = 1000
+    batch: NamedSharding | None = None
 
     @nn.compact
     def __call__(self, images):
@@ -92,8 +99,8 @@ class ViT(nn.Module):
         x = nn.Conv(self.width, size, size, "VALID", dtype=HALF, name="patches")(images)
         x = x.reshape(x.shape[0], -1, self.width)
         positions = self.param("positions", nn.initializers.normal(0.02), x.shape[1:])
-        x = spread(x + positions.astype(x.dtype))
-        x, _ = layers(self.depth, self.heads, is_causal=False, remat=False)(x, None)
+        x = spread(x + positions.astype(x.dtype), self.batch)
+        x, _ = layers(self.depth, self.heads, self.batch, is_causal=False, remat=False)(x, None)
         return dense(self.classes, "head")(normalize(x).mean(1)).astype(jnp.float32)
 
 
@@ -174,7 +181,7 @@ class PodNetwork(NamedTuple):
 
 ADAMW = optax.adamw(3e-4, weight_decay=0.1)
 MOMENTUM = optax.sgd(0.1, momentum=0.9)
-LENGTH = 2048  # tokens
+LENGTH = 1024  # tokens
 IMAGE = (224, 224, 3)
 
 NETWORKS: dict[str, PodNetwork] = {

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import layouts
 from benchmarks.chips import CHIPS, roofline
@@ -72,13 +73,15 @@ def compile_step(cell: Cell, network: PodNetwork, devices: Sequence[Any]) -> Any
     variables = jax.eval_shape(network.module.init, jax.random.key(0), one)
     params = layouts.shard_parameters(cell.layout, mesh, variables["params"])
     stats = layouts.whole(mesh, variables.get("batch_stats", {}))
-    init, step = ROWS[cell.step].build(network.module, base=network.optimizer)
+    module = network.module
+    if "batch" in module.__dataclass_fields__:
+        module = module.clone(batch=NamedSharding(mesh, PartitionSpec("data")))
+    init, step = ROWS[cell.step].build(module, base=network.optimizer)
     state = layouts.shard_state(mesh, jax.eval_shape(init, params), params)
     carried = (params, stats, state)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, carried)
     jitted = jax.jit(step, donate_argnums=(0, 1, 2), out_shardings=(*shardings, None))
-    with jax.set_mesh(mesh):
-        return jitted.lower(*carried, *layouts.shard_batch(mesh, examples)).compile()
+    return jitted.lower(*carried, *layouts.shard_batch(mesh, examples)).compile()
 
 
 def first_line(error: Exception) -> str:

@@ -56,7 +56,7 @@ _ELEMENTWISE = {
     "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "log2", "logistic", "lt", "max",
     "min", "mul", "name", "ne", "neg", "nextafter", "not", "one_minus_square",
     "optimization_barrier", "or", "polygamma", "polynomial", "population_count", "pow", "real",
-    "reduce_precision", "rem", "round", "rsqrt", "select_n", "shift_left",
+    "reduce_precision", "rem", "round", "rsqrt", "select_n", "sharding_constraint", "shift_left",
     "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square",
     "stop_gradient", "sub", "tan", "tanh", "threefry2x32", "xor",
 }

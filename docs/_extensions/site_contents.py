@@ -31,7 +31,8 @@ CONTENTS = {
     "methods/index": {"Methods": " ".join(METHODS)},
     "api/index": {"API": " ".join(api_pages.pages())},
     "results/index": {
-        "Results": "family group_size image_classification frozen_features language_model benchmarks"
+        "Results": "family group_size image_classification frozen_features language_model benchmarks "
+        "pods"
     },
 }
 
