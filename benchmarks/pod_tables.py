@@ -22,6 +22,12 @@ TITLES = {
     "roofline": "least time",
 }
 GRADIENT = 2**20  # bytes; smaller all-reduces are those of norms, losses and statistics
+COLUMNS = {
+    "all-reduces": ("all-reduce",),
+    "reduce-scatters": ("reduce-scatter",),
+    "gathers": ("all-gather",),
+    "others": ("all-to-all", "collective-permute"),
+}
 MANY = (4, 16, 64, 256)
 
 
@@ -32,11 +38,10 @@ def measures(record: Record) -> dict[str, float]:
     return {
         **{key: record[key] for key in ("flops", "bytes", "memory", "sent", "roofline")},
         "collectives": sum(one.times for one in found),
-        "all_reduces": sum(one.times for one in large if one.kind == "all-reduce"),
-        "scatters": sum(one.times for one in large if one.kind == "reduce-scatter"),
-        "gathers": sum(one.times for one in large if one.kind == "all-gather"),
-        "others": sum(one.times for one in large if one.kind[:2] in ("al", "co"))
-        - sum(one.times for one in large if one.kind in ("all-reduce", "all-gather")),
+        **{
+            column: sum(one.times for one in large if one.kind in COLUMNS[column])
+            for column in COLUMNS
+        },
     }
 
 
@@ -61,7 +66,7 @@ def table(records: Sequence[Record]) -> str:
     base = compiled.get(BASE)
     title = f"{first['network']}, {first['layout']}, {first['chips']} {first['chip']}"
     header = [title, *(TITLES[key] for key in TITLES)]
-    header += ["all-reduces", "reduce-scatters", "gathers", "others", "bound by", "compile [s]"]
+    header += [*COLUMNS, "bound by", "compile [s]"]
     rows = []
     for record in records:
         if "error" in record:
@@ -70,7 +75,7 @@ def table(records: Sequence[Record]) -> str:
             continue
         here = compiled[record["step"]]
         ratios = [here[key] / base[key] if base and base[key] else None for key in TITLES]
-        counts = [str(here[key]) for key in ("all_reduces", "scatters", "gathers", "others")]
+        counts = [str(here[column]) for column in COLUMNS]
         rows.append(
             [name_of(record), *ratios, *counts, record["slowest"], f"{record['compile']:.0f}"]
         )
