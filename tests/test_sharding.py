@@ -82,7 +82,9 @@ def step_of(name):
     tx = BASE if method is None else optax.chain(method, BASE)
 
     def step(params, state, inputs, labels):
-        objective = Objective(apply_mlp, inputs, labels)
+        # A loop over microbatches would reduce the gradients in each of its rounds.
+        at_once = len(labels) if name == "1-SAM" else None
+        objective = Objective(apply_mlp, inputs, labels, microbatch_size=at_once)
 
         def loss_fn(params):
             logits = objective.logits(params)
