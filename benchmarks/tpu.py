@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--level",
         default="O0",
-        help="of XLA's optimization: O0 compiles in a third of the time, UNKNOWN is JAX's default",
+        help="of XLA's optimization: O0 compiles faster, UNKNOWN is JAX's default",
     )
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
