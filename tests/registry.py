@@ -45,9 +45,11 @@ def ncsam(rho, **options):
     return optax_sam.ncsam(rho, kappa=0.1, flip_ratio=0.5, **options)
 
 
+ADAMS = optax.scale_by_rms(0.999, eps_in_sqrt=False, bias_correction=True)  # its second moment
+
+
 def functional_sam(rho=0.05, **options):
-    adams = optax.scale_by_rms(0.999, eps_in_sqrt=False, bias_correction=True)
-    return optax_sam.functional_sam(rho, preconditioner=adams, **options)
+    return optax_sam.functional_sam(rho, preconditioner=ADAMS, **options)
 
 
 def le_sam(rho=0.05, **options):

@@ -16,14 +16,14 @@ import numpy as np
 import optax
 
 import optax_sam
+from tests import registry
 from tests.references import methods as references
 
 RHO = 0.1
 LEARNING_RATE = 0.1
 STEPS = 2
 
-# Of the registry's methods one for each part of the code: functional_sam, le_sam and stable_sam are
-# made like jsam, sam and gsam. Without the crossings with SANER.
+# All named methods of the registry, without the crossings with SANER.
 METHODS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "sam": optax_sam.sam,
     "asam": optax_sam.asam,
@@ -37,6 +37,9 @@ METHODS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "wsam": optax_sam.wsam,
     "looksam": optax_sam.looksam,
     "msam": optax_sam.msam,
+    "functional_sam": registry.functional_sam,
+    "stable_sam": optax_sam.stable_sam,
+    "le_sam": registry.le_sam,
 }
 
 Stage = optax.GradientTransformation
@@ -76,6 +79,13 @@ def with_perturbation(method: str, wrap: Callable[[Stage], Stage], rho: Any = RH
         case "msam":
             ascent = optax.chain(optax.trace(0.9), normalized, optax.scale(-1.0))
             return optax_sam.along_previous(build(wrap(ascent)))
+        case "functional_sam":
+            ascent = optax.chain(registry.ADAMS, normalized)
+            return build(wrap(ascent), evaluation=optax_sam.jacobian_only)
+        case "stable_sam":
+            return build(wrap(normalized), combination=optax_sam.renormalize())
+        case "le_sam":
+            return build(wrap(optax_sam.loss_budget(0.2, rho)))
     raise KeyError(method)
 
 
