@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from .sets import SETS
-from .studies import DECAYS, METHODS, STUDIES, Contender, trials
-from .summary import candidates, finals, markdown_table, paired, reported
+from .studies import BASELINES, CROSSINGS, DECAYS, METHODS, STUDIES, Contender, trials
+from .summary import candidates, chosen, finals, markdown_table, paired, reported
 
 PAIRS = (
     ("SAM", "SGD"),
@@ -26,6 +26,11 @@ PAIRS = (
     ("1-SANER", "1-SAM"),
 )
 """First minus second, both tuned with the same number of trials."""
+
+SINGLE = tuple(c for c in METHODS + BASELINES if not c.clean)
+"""One method or one baseline: what a crossing has to be better than."""
+
+CEILING = next(c for c in METHODS if c.clean)
 
 RADII = ("SAM", "SANER", "J-SAM", "L-SAM", "1-SAM", "m-SAM", "NCSAM")
 
@@ -50,13 +55,72 @@ def gain(rows: list[dict[str, Any]], name: str, first: str, second: str) -> str:
 
 def pairs(rows: list[dict[str, Any]]) -> str:
     """A Markdown table: a row per pair, a column per data set with runs."""
-    names = [name for name in SETS if finals(rows, name, METHODS[0])]
+    names = _sets(rows)
     lines = [("first", "minus", *names)]
     for first, second in PAIRS:
         cells = [gain(rows, name, first, second) for name in names]
         if any(cell != "not run" for cell in cells):
             lines.append((first, second, *cells))
     return markdown_table(lines, left=2)
+
+
+def overview(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table: every contender minus tuned SGD, a column per data set."""
+    names = _sets(rows)
+    lines = [("contender", *names)]
+    levels = [f"{_level(rows, name, METHODS[0]):.2f} %" for name in names]
+    lines.append(("SGD (test accuracy)", *levels))
+    for each in (*SINGLE[1:], CEILING, *CROSSINGS):
+        cells = [gain(rows, name, each.name, "SGD") for name in names]
+        if any(cell != "not run" for cell in cells):
+            lines.append((each.name, *cells))
+    return markdown_table(lines, left=1)
+
+
+def crossings(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table: crossings minus the single contender with the best mean test accuracy."""
+    best = {}
+    for name in _sets(rows):
+        levels = {each.name: _level(rows, name, each) for each in SINGLE}
+        best[name] = max(levels, key=levels.__getitem__)
+    lines = [("crossing", *best), ("the best single one", *best.values())]
+    for each in CROSSINGS:
+        cells = [gain(rows, name, each.name, single) for name, single in best.items()]
+        if any(cell != "not run" for cell in cells):
+            lines.append((each.name, *cells))
+    return markdown_table(lines, left=1)
+
+
+def choices(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table: which contender held-out noisy labels choose, and what it is worth."""
+    lines = [("data set", "among", "chosen", "its held-out noisy accuracy [%]", "minus tuned SGD")]
+    groups = {"SGD": SINGLE[:1], "single ones": SINGLE, "all": SINGLE + CROSSINGS}
+    for name in _sets(rows):
+        for group, members in groups.items():
+            held_out = {each.name: _held_out(rows, name, each) for each in members}
+            first = max(held_out, key=held_out.__getitem__)
+            worth = "-" if first == "SGD" else gain(rows, name, first, "SGD")
+            lines.append((name, group, first, f"{held_out[first]:.1f}", worth))
+    return markdown_table(lines, left=3)
+
+
+def _sets(rows: list[dict[str, Any]]) -> list[str]:
+    """The data sets where tuned SGD has run."""
+    return [name for name in SETS if finals(rows, name, METHODS[0])]
+
+
+def _level(rows: list[dict[str, Any]], name: str, each: Contender) -> float:
+    """Mean test accuracy in per cent over the seeds; -inf where a contender has not run."""
+    runs = finals(rows, name, each).values()
+    return float(np.mean([100 * reported(run, each) for run in runs])) if runs else -np.inf
+
+
+def _held_out(rows: list[dict[str, Any]], name: str, each: Contender) -> float:
+    """Held-out noisy accuracy of the chosen trial in per cent; -inf where a contender has not run."""
+    if not finals(rows, name, each):
+        return -np.inf
+    trial = chosen(candidates(rows, name, each)[1], each)
+    return 100 * float(trial["held_out_best" if each.early_stopping else "held_out"])
 
 
 def radii(rows: list[dict[str, Any]], name: str) -> str:

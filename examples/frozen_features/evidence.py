@@ -141,7 +141,8 @@ def publish(rows: list[dict[str, Any]], folder: Path) -> None:
             write_atomically(folder / f"{name}_radii.md", claims.radii(rows, name).encode())
         if any(row["set"] == name and row["contender"].startswith("NCSAM, ") for row in rows):
             write_atomically(folder / f"{name}_ncsam.md", claims.readings(rows, name).encode())
-    write_atomically(folder / "pairs.md", claims.pairs(rows).encode())
+    for table in (claims.pairs, claims.overview, claims.crossings, claims.choices):
+        write_atomically(folder / f"{table.__name__}.md", table(rows).encode())
     runs = "".join(_line({k: v for k, v in row.items() if "curve" not in k}) for row in rows)
     write_atomically(folder / "runs.jsonl", runs.encode())
 

@@ -53,6 +53,38 @@ def test_a_pair_is_compared_seed_by_seed():
     assert table[2:] == ["| SAM | SGD | +2.00 ± 0.00 |"]
 
 
+def test_contenders_stand_beside_tuned_sgd_and_the_best_single_one():
+    rows = ROWS + made_up("clean labels", 0.05) + made_up("SAM + GCE", 0.03)
+    overview = claims.overview(rows).splitlines()
+    assert overview[0] == "| contender | cifar10n_worse |"
+    assert overview[2:] == [
+        "| SGD (test accuracy) | 72.00 % |",
+        "| SAM | +2.00 ± 0.00 |",
+        "| clean labels | +5.00 ± 0.00 |",
+        "| SAM + GCE | +3.00 ± 0.00 |",
+    ]
+    # The clean labels are a ceiling, no contender.
+    assert claims.crossings(rows).splitlines()[2:] == [
+        "| the best single one | SAM |",
+        "| SAM + GCE | +1.00 ± 0.00 |",
+    ]
+
+
+def test_noisy_labels_choose_among_contenders():
+    def held_out_more(rows, by):
+        return [
+            row | {"held_out": row["held_out"] + by} if "held_out" in row else row for row in rows
+        ]
+
+    better = held_out_more(made_up("GCE", -0.01), 0.05)
+    worse = held_out_more(made_up("SAM + GCE", 0.03), -0.05)
+    assert claims.choices(ROWS + better + worse).splitlines()[2:] == [
+        "| cifar10n_worse | SGD | SGD | 60.0 | - |",
+        "| cifar10n_worse | single ones | GCE | 65.0 | -1.00 ± 0.00 |",
+        "| cifar10n_worse | all | GCE | 65.0 | -1.00 ± 0.00 |",
+    ]
+
+
 def test_the_regret_is_what_the_noisy_labels_missed():
     assert summary.regret(ROWS, NAME, claims.contender("SGD")) == pytest.approx(2.0)
     by_name = {cells[0]: cells for cells in summary.table(ROWS, NAME)}
