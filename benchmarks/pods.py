@@ -80,7 +80,10 @@ def compile_step(cell: Cell, network: PodNetwork, devices: Sequence[Any]) -> Any
     module = network.module
     if "batch" in module.__dataclass_fields__:
         module = module.clone(batch=NamedSharding(mesh, PartitionSpec("data")))
-    init, step = ROWS[cell.step].build(module, base=network.optimizer)
+    row = ROWS[cell.step]
+    # A chip takes the whole batch of 1-SAM; JAX's own backend here is a CPU, whose default is less.
+    whole = {"microbatch_size": batch} if row.separates else {}
+    init, step = row.build(module, base=network.optimizer, **whole)
     state = layouts.shard_state(mesh, jax.eval_shape(init, params), params)
     carried = (params, stats, state)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, carried)

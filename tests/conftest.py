@@ -14,17 +14,17 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 
 # Nearly all of the suite's time is compilation. LLVM's optimizations are off unless the environment
-# decides; on the newest Python, CI runs the suite with them (but for the slow tests).
+# decides; on the newest Python, CI runs the contracts and the references with them.
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
     jax.config.update("jax_disable_most_optimizations", True)
 
 # Fewer, larger kernels in one module compile in half of the time. A newer jaxlib does not know the
-# first of these flags, and an unknown one ends the process.
-if "XLA_FLAGS" not in os.environ and jaxlib.version.__version_info__[:2] == (0, 10):
-    os.environ["XLA_FLAGS"] = (
-        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    )
+# second of these flags, and an unknown one ends the process.
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = "--xla_cpu_parallel_codegen_split_count=1"
+    if jaxlib.version.__version_info__[:2] == (0, 10):
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 # And many tests compile the same programs. One folder per process: JAX does not write its entries
 # atomically, so another process could read a half of one.
