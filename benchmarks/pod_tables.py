@@ -133,7 +133,8 @@ def figure(records: Sequence[Record]) -> Any:
     }
     if not columns:
         return None
-    drawn = Figure(figsize=(1 + 2.8 * len(columns), 5.4), layout="constrained")
+    width = max(6.5, 1 + 2.8 * len(columns))  # the legend needs that much
+    drawn = Figure(figsize=(width, 5.4), layout="constrained")
     panels = drawn.subplots(2, len(columns), squeeze=False)
     for column, ((network, layout, chip), here) in enumerate(columns.items()):
         for row, (key, unit, label) in enumerate(
