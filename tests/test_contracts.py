@@ -432,7 +432,9 @@ def test_every_k_takes_the_base_optimizers_steps_between(name):
     for step in range(4):
         updates, state = jax.jit(tx.update)(grads, state, params, loss_fn=loss_fn)
         base, base_state = row.base.update(grads, base_state)
-        if step % 3:
+        if step % 3 and "decoupled" in name:  # which computes: optimized, it may round otherwise
+            assert_close(updates, base, rtol=1e-6, atol=1e-7)
+        elif step % 3:
             assert_same(updates, base)
         elif step == 0:
             assert_close(updates, always, rtol=2e-4, atol=1e-5)

@@ -154,7 +154,7 @@ class Plan:
             limit = max(limit, fitting)
         if jax.default_backend() != "cpu":  # no small caches there: as many as the memory likes
             if self.allows_large_microbatches and not self.rematerializes:
-                return count  # what is kept is like what batch SAM keeps
+                return count  # kept are inputs and derivatives: about twice what batch SAM keeps
             limit = max(limit, _ACCELERATOR_SIZE // max(self.kept_size, 1))
         if self.rematerializes and not self.has_convolution:  # whose copies are small beside images
             limit = min(limit, fitting)
