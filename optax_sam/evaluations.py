@@ -315,6 +315,7 @@ def _warn_of_new_functions(loss_fn: Callable[..., Any]) -> None:
 
 
 def is_traced(tree: Any) -> bool:
+    """Whether this runs inside of a transformation that traces, such as ``jax.jit``."""
     # The new array is a tracer inside jit, where a loss may close over tracers unseen.
     leaves = [*jax.tree.leaves(tree), jnp.zeros([])]
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
