@@ -17,7 +17,7 @@ import optax_sam
 from optax_sam import Objective, _jaxprs
 from optax_sam._jaxprs import CannotFollowError
 from optax_sam.independence import check_independence
-from optax_sam.per_example import per_example_gradient, walk
+from optax_sam.per_example import per_example_gradient, plan, walk
 from tests.per_example.networks import NETWORKS, NOT_PROVED, example_inputs, problem
 from tests.per_example.test_equality import as_tuple, assert_close, compile_quickly, fast, naive
 from tests.references import per_example as reference
@@ -255,6 +255,7 @@ def test_how_many_examples_are_computed_at_once(monkeypatch):
     network = problem("GPT", batch=32)
     assert "at once:         8 of 32" in explain(*network)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(plan, "_ACCELERATOR_SIZE", 0)  # however large the network
     assert "at once:         32 of 32" in explain(*network)
 
 
