@@ -1,5 +1,6 @@
 """Weights in loops over layers, in recurrent cells and in several places: exact, and at what cost."""
 
+import dataclasses
 import re
 
 import jax
@@ -210,6 +211,17 @@ def test_the_table_tells_loops_and_several_uses():
     assert "6 layers of dense (T=1, K=20, O=24)" in table_of("layers of layers, last one first")
     text = table_of("tied autoencoder")
     assert "dense (T=1, K=108, O=20) + dense (T=1, K=20, O=108)" in text
+
+
+def test_rematerialized_networks_keep_little_also_on_accelerators(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    objective, params = problem("layers, rematerialized")
+    leaves = jax.tree.leaves(params)
+    plan = make_plan(trace(objective, params), leaves, [True] * len(leaves))
+    assert plan.rematerializes
+    assert plan.groups_at_once(1024, 1, None) < 1024
+    ordinary = dataclasses.replace(plan, rematerializes=False)
+    assert ordinary.groups_at_once(1024, 1, None) == 1024
 
 
 def step(objective, params, **options):
