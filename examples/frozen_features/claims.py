@@ -1,11 +1,21 @@
 """The runs, read for the claims of the papers: pairs of contenders, and radius against weight decay."""
 
+import math
 from typing import Any
 
 import numpy as np
 
-from .sets import SETS
-from .studies import BASELINES, CROSSINGS, DECAYS, METHODS, STUDIES, Contender, trials
+from .sets import FAMILIES, SETS, heading
+from .studies import (
+    BASELINES,
+    COORDINATES,
+    CROSSINGS,
+    DECAYS,
+    METHODS,
+    STUDIES,
+    Contender,
+    trials,
+)
 from .summary import candidates, chosen, finals, markdown_table, paired, reported
 
 PAIRS = (
@@ -26,6 +36,7 @@ PAIRS = (
     ("SAM", "GCE"),
     ("m-SAM", "GCE"),
     ("SAM + GCE", "GCE"),
+    ("SAM + GCE", "GCE, twice the epochs"),
     ("1-SANER", "1-SAM"),
     ("ELR", "GCE"),
     ("NCSAM, paper", "SAM, little decay"),
@@ -38,6 +49,10 @@ SINGLE = tuple(c for c in METHODS + BASELINES if not c.clean)
 
 CEILING = next(c for c in METHODS if c.clean)
 
+NOT_RUN = "-"
+
+NOISE_COLUMNS = ("SAM", "SANER", "GCE", "SAM + GCE", "without suspects", "clean labels")
+
 RADII = ("SAM", "SANER", "J-SAM", "L-SAM", "1-SAM", "m-SAM", "NCSAM")
 
 
@@ -48,51 +63,58 @@ def contender(name: str) -> Contender:
 
 def gain(rows: list[dict[str, Any]], name: str, first: str, second: str) -> str:
     """First minus second in points of test accuracy, with the 95 % interval over shared seeds."""
+    pair = difference(rows, name, first, second)
+    return NOT_RUN if pair is None else f"{pair[0]:+.2f} ± {pair[1]:.2f}"
+
+
+def difference(
+    rows: list[dict[str, Any]], name: str, first: str, second: str
+) -> tuple[float, float] | None:
+    """First minus second in points, and half the width of the interval; None where one has not run."""
     runs = []
     for each in (first, second):
         found = finals(rows, name, contender(each))
         runs.append({seed: 100 * reported(run, contender(each)) for seed, run in found.items()})
     shared = sorted(runs[0].keys() & runs[1].keys())
     if not shared:
-        return "not run"
-    mean, half = paired(*(np.array([side[seed] for seed in shared]) for side in runs))
-    return f"{mean:+.2f} ± {half:.2f}"
+        return None
+    return paired(*(np.array([side[seed] for seed in shared]) for side in runs))
 
 
-def pairs(rows: list[dict[str, Any]]) -> str:
+def pairs(rows: list[dict[str, Any]], family: str) -> str:
     """A Markdown table: a row per pair, a column per data set with runs."""
-    names = _sets(rows)
-    lines = [("first", "minus", *names)]
+    names = _sets(rows, family)
+    lines = [("first", "minus", *map(heading, names))]
     for first, second in PAIRS:
         cells = [gain(rows, name, first, second) for name in names]
-        if any(cell != "not run" for cell in cells):
+        if any(cell != NOT_RUN for cell in cells):
             lines.append((first, second, *cells))
     return markdown_table(lines, left=2)
 
 
-def overview(rows: list[dict[str, Any]]) -> str:
+def overview(rows: list[dict[str, Any]], family: str) -> str:
     """A Markdown table: every contender minus tuned SGD, a column per data set."""
-    names = _sets(rows)
-    lines = [("contender", *names)]
+    names = _sets(rows, family)
+    lines = [("contender", *map(heading, names))]
     levels = [f"{_level(rows, name, METHODS[0]):.2f} %" for name in names]
     lines.append(("SGD (test accuracy)", *levels))
     for each in (*SINGLE[1:], CEILING, *CROSSINGS):
         cells = [gain(rows, name, each.name, "SGD") for name in names]
-        if any(cell != "not run" for cell in cells):
+        if any(cell != NOT_RUN for cell in cells):
             lines.append((each.name, *cells))
     return markdown_table(lines, left=1)
 
 
-def crossings(rows: list[dict[str, Any]]) -> str:
+def crossings(rows: list[dict[str, Any]], family: str) -> str:
     """A Markdown table: crossings minus the single contender with the best mean test accuracy."""
     best = {}
-    for name in _sets(rows):
+    for name in _sets(rows, family):
         levels = {each.name: _level(rows, name, each) for each in SINGLE}
         best[name] = max(levels, key=levels.__getitem__)
-    lines = [("crossing", *best), ("the best single one", *best.values())]
+    lines = [("crossing", *map(heading, best)), ("the best single one", *best.values())]
     for each in CROSSINGS:
         cells = [gain(rows, name, each.name, single) for name, single in best.items()]
-        if any(cell != "not run" for cell in cells):
+        if any(cell != NOT_RUN for cell in cells):
             lines.append((each.name, *cells))
     return markdown_table(lines, left=1)
 
@@ -103,18 +125,80 @@ def choices(rows: list[dict[str, Any]]) -> str:
         ("data set", "among", "chosen", "its held-out noisy accuracy [%]", "minus tuned SGD")
     ]
     groups = {"SGD": SINGLE[:1], "single ones": SINGLE, "all": SINGLE + CROSSINGS}
-    for name in _sets(rows):
+    for name in (name for family in FAMILIES for name in _sets(rows, family)):
         for group, members in groups.items():
             held_out = {each.name: _held_out(rows, name, each) for each in members}
             first = max(held_out, key=held_out.__getitem__)
             worth = "-" if first == "SGD" else gain(rows, name, first, "SGD")
-            lines.append((name, group, first, f"{held_out[first]:.1f}", worth))
+            lines.append((heading(name), group, first, f"{held_out[first]:.1f}", worth))
     return markdown_table(lines, left=3)
 
 
-def _sets(rows: list[dict[str, Any]]) -> list[str]:
-    """The data sets where tuned SGD has run."""
-    return [name for name in SETS if finals(rows, name, METHODS[0])]
+def _sets(rows: list[dict[str, Any]], family: str) -> list[str]:
+    """The data sets of a family where tuned SGD has run."""
+    return [name for name in FAMILIES[family] if finals(rows, name, METHODS[0])]
+
+
+def noises(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table: what methods add to SGD, a row per data set.
+
+    At little decay they are trials, SAM and SANER at ρ = 0.4; tuned, each side chose its setting.
+    """
+    lines: list[tuple[str, ...]] = [
+        ("data set", "SGD, little decay", "SAM", "SANER", "SGD, tuned", *NOISE_COLUMNS)
+    ]
+    for name in (name for family in FAMILIES for name in _sets(rows, family)):
+        gains = [gain(rows, name, each, "SGD") for each in NOISE_COLUMNS]
+        level, *little = little_decay(rows, name)
+        cells = [NOT_RUN if math.isnan(value) else f"{value - level:+.1f}" for value in little]
+        tuned = f"{_level(rows, name, METHODS[0]):.1f} %"
+        lines.append((heading(name), f"{level:.1f} %", *cells, tuned, *gains))
+    return markdown_table(lines, left=1)
+
+
+def little_decay(
+    rows: list[dict[str, Any]], name: str, rho: float = 0.4
+) -> tuple[float, float, float]:
+    """Test accuracy in per cent of SGD, SAM and SANER at the smallest decay, one seed; NaN: not run."""
+    found = []
+    for each, radius in (("SGD", 0.0), ("SAM", rho), ("SANER", rho)):
+        _, tried = candidates(rows, name, contender(each))
+        decay = round(SETS[name].decay * DECAYS[0], 6)
+        knobs = {"rho": radius, "decay": decay, "rate": 0.02, "strength": 0.0}
+        found.append(next((100 * row["test"] for row in tried if row["knobs"] == knobs), math.nan))
+    return found[0], found[1], found[2]
+
+
+def coordinates(rows: list[dict[str, Any]], name: str) -> str:
+    """A Markdown table: SAM's gradient on some of the coordinates A, B and C only."""
+    radii = (0.1, 0.2, 0.4, 0.8)
+    results = ("chosen ρ", "test accuracy [%]", "memorized [%]", "tuned decay, test accuracy [%]")
+    lines = [("SAM's gradient on", *(f"ρ = {rho:g}" for rho in radii), *results)]
+    for each in (*(f"SAM on {letters}" for letters in COORDINATES), "SAM", "SANER"):
+        little = contender(f"{each}, little decay")
+        runs = list(finals(rows, name, little).values())
+        if not runs:
+            continue
+        trials_by_radius = {
+            row["knobs"]["rho"]: f"{100 * row['test']:.1f}"
+            for row in candidates(rows, name, little)[1]
+        }
+        tuned = finals(rows, name, contender(each)).values()
+        lines.append(
+            (
+                {"SAM": "ABC: SAM", "SANER": "half of B: SANER"}.get(each, each[len("SAM on ") :]),
+                *(trials_by_radius[rho] for rho in radii),
+                f"{runs[0]['knobs']['rho']:g}",
+                _spread([100 * run["test"] for run in runs]),
+                f"{100 * np.mean([run['memorized'] for run in runs]):.1f}",
+                _spread([100 * run["test"] for run in tuned]),
+            )
+        )
+    return markdown_table(lines, left=1)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}" if values else NOT_RUN
 
 
 def _level(rows: list[dict[str, Any]], name: str, each: Contender) -> float:
@@ -178,3 +262,7 @@ def readings(rows: list[dict[str, Any]], name: str) -> str:
             text = ["-" if number is None else f"{100 * number:.1f}" for number in numbers]
             lines.append((each.name.removeprefix("NCSAM, "), f"{rho:g}", *text))
     return markdown_table(lines, left=1)
+
+
+BY_FAMILY = (pairs, overview, crossings)
+"""The tables that have a column per data set."""

@@ -16,6 +16,7 @@ DIR holds cifar10n_features.npz, noisy_agnews.npz and sentiment_crowd.npz, or so
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -33,7 +34,7 @@ from .criteria import Split, split
 from .data import DataError, Features
 from .folder import Folder, FolderError, npz_bytes, write_atomically
 from .recipes import Recipe
-from .sets import SETS, fitted, is_there, load_set
+from .sets import FAMILIES, SETS, fitted, is_there, load_set
 from .studies import STUDIES, Contender, Trial, schedule, trials
 from .train import Lane, Trainer, probabilities
 
@@ -59,7 +60,7 @@ class Command:
     """Data sets to run; by default all of sets.py that are there."""
 
     studies: tuple[str, ...] = ()
-    """Of methods, baselines, crossings, ncsam; by default all."""
+    """Of methods, baselines, crossings, ncsam, coordinates; by default all."""
 
     contenders: tuple[str, ...] = ()
     """Names of contenders; by default all."""
@@ -141,7 +142,13 @@ def publish(rows: list[dict[str, Any]], folder: Path) -> None:
             write_atomically(folder / f"{name}_radii.md", claims.radii(rows, name).encode())
         if any(row["set"] == name and row["contender"].startswith("NCSAM, ") for row in rows):
             write_atomically(folder / f"{name}_ncsam.md", claims.readings(rows, name).encode())
-    for table in (claims.pairs, claims.overview, claims.crossings, claims.choices):
+        if any(row["set"] == name and row["contender"].startswith("SAM on ") for row in rows):
+            text = claims.coordinates(rows, name)
+            write_atomically(folder / f"{name}_coordinates.md", text.encode())
+    for family, table in itertools.product(FAMILIES, claims.BY_FAMILY):
+        path = folder / f"{table.__name__}_{family}.md"
+        write_atomically(path, table(rows, family).encode())
+    for table in (claims.choices, claims.noises):
         write_atomically(folder / f"{table.__name__}.md", table(rows).encode())
     runs = "".join(_line({k: v for k, v in row.items() if "curve" not in k}) for row in rows)
     write_atomically(folder / "runs.jsonl", runs.encode())

@@ -44,6 +44,16 @@ def generalized_cross_entropy(strength: jax.Array) -> Loss:
     return loss
 
 
+def smooth_generalized_cross_entropy(strength: jax.Array) -> Loss:
+    """GCE of every class, weighted with labels that are mixed with the uniform distribution by 0.2."""
+
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        smooth = 0.8 * labels + 0.2 / labels.shape[-1]
+        return -(smooth * jnp.expm1(strength * jax.nn.log_softmax(logits))).sum(-1) / strength
+
+    return loss
+
+
 def symmetric_cross_entropy(strength: jax.Array) -> Loss:
     """SCE, α · CE + reverse CE with log 0 = −4 (Wang et al., ICCV 2019); the strength is α."""
 
@@ -70,6 +80,7 @@ LOSSES: dict[str, Callable[[jax.Array], Loss]] = {
     "cross_entropy": cross_entropy,
     "label_smoothing": label_smoothing,
     "gce": generalized_cross_entropy,
+    "smooth_gce": smooth_generalized_cross_entropy,
     "sce": symmetric_cross_entropy,
     "elr": early_learning,
 }

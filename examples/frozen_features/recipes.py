@@ -36,6 +36,9 @@ class Recipe:
     average: float | None = None
     """Climb along the average gradient with this weight of the new one (VaSSO), in place of g."""
 
+    coordinates: str | None = None
+    """Letters of A, B and C: take SAM's gradient on these coordinates only, elsewhere the clean one."""
+
     group_size: int | None = None
     """Examples that share an ε, in place of the method's own."""
 
@@ -66,9 +69,11 @@ class Recipe:
         """The method with its additions; decay, momentum and learning rate come behind it."""
         if self.reading is not None:
             return compensated(READINGS[self.reading], rho, strength)
-        if not (self.saner or self.average or self.group_size):
+        if not (self.saner or self.average or self.group_size or self.coordinates):
             return optax.with_extra_args_support(METHODS[self.method].build(rho))
         combination = optax_sam.down_weight(0.5) if self.saner or self.method == "saner" else None
+        if self.coordinates:
+            combination = optax_sam.restrict_to_coordinates(self.coordinates)
         options: dict[str, Any] = {"combination": combination, "group_size": self.group_size}
         if self.average is not None:
             if self.method != "sam":

@@ -55,11 +55,35 @@ SETS = {
     "digits_symmetric_60": DataSet(noise="symmetric", rate=0.6),
     "cifar10n_reduced_aggregate": REDUCED._replace(column="labels_aggre"),
     "cifar10n_reduced_random1": REDUCED._replace(column="labels_random1"),
+    "cifar10n_reduced_symmetric_20": REDUCED._replace(noise="symmetric", rate=0.2),
     "cifar10n_reduced_symmetric_40": REDUCED._replace(noise="symmetric", rate=0.4),
+    "cifar10n_reduced_symmetric_60": REDUCED._replace(noise="symmetric", rate=0.6),
+    "cifar10n_reduced_asymmetric_20": REDUCED._replace(noise="asymmetric", rate=0.2),
     "cifar10n_reduced_asymmetric_40": REDUCED._replace(noise="asymmetric", rate=0.4),
     "cifar10n_worse": CIFAR,
 }
 """By name; CIFAR-10N at full size comes last."""
+
+PEOPLE = (
+    "cifar10n_reduced_aggregate",
+    "cifar10n_reduced_random1",
+    "cifar10n_reduced_worse",
+    "reviews_reduced",
+    "news_reduced",
+    "cifar10n_worse",
+)
+
+FAMILIES = {
+    "people": PEOPLE,
+    "synthetic": tuple(sorted((name for name in SETS if name not in PEOPLE), reverse=True)),
+}
+"""Who made the noise: one table each."""
+
+
+def heading(name: str) -> str:
+    """The name of a data set in a table."""
+    name = name.replace("cifar10n_reduced", "images").replace("cifar10n", "images full")
+    return name.replace("_reduced", "").replace("_", " ")
 
 
 def is_there(name: str, folder: Path | None) -> bool:

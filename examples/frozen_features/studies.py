@@ -9,6 +9,9 @@ from .recipes import Knobs, Recipe
 from .sets import SETS
 
 DECAYS = (5e-4, 3e-3, 1e-2, 2e-2)
+FINE = (1.5e-3, 3e-3, 5e-3, 8e-3)
+"""Around 3e-3, where DECAYS has a gap: the gradient of a robust loss is smaller, so it wants less."""
+
 TRIALS = 12
 
 
@@ -53,19 +56,26 @@ def _plain(**recipe: object) -> tuple[Trial, ...]:
     )
 
 
-def _radii(radii: tuple[float, ...], strength: float = 0.0, **recipe: object) -> tuple[Trial, ...]:
+def _radii(
+    radii: tuple[float, ...],
+    strength: float = 0.0,
+    decays: tuple[float, ...] = DECAYS,
+    **recipe: object,
+) -> tuple[Trial, ...]:
     made = Recipe(**recipe)  # type: ignore[arg-type]
     return tuple(
         Trial(made, Knobs(rho, decay, 0.02, strength))
-        for rho, decay in itertools.product(radii, DECAYS)
+        for rho, decay in itertools.product(radii, decays)
     )
 
 
-def _strengths(strengths: tuple[float, ...], **recipe: object) -> tuple[Trial, ...]:
+def _strengths(
+    strengths: tuple[float, ...], decays: tuple[float, ...] = DECAYS, **recipe: object
+) -> tuple[Trial, ...]:
     made = Recipe(**recipe)  # type: ignore[arg-type]
     return tuple(
         Trial(made, Knobs(0.0, decay, 0.02, strength))
-        for strength, decay in itertools.product(strengths, DECAYS)
+        for strength, decay in itertools.product(strengths, decays)
     )
 
 
@@ -76,10 +86,13 @@ def _dropouts() -> tuple[Trial, ...]:
     )
 
 
-def _little_decay() -> tuple[Trial, ...]:
-    """Twelve radii and the smallest decay: the yardstick of the study of NCSAM."""
-    radii = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)
-    return tuple(Trial(Recipe("sam"), Knobs(rho, DECAYS[0], 0.02)) for rho in radii)
+LITTLE_DECAY_RADII = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)
+
+
+def _little_decay(method: str, **recipe: object) -> tuple[Trial, ...]:
+    """Twelve radii and the smallest decay, as the papers compare."""
+    made = Recipe(method, **recipe)  # type: ignore[arg-type]
+    return tuple(Trial(made, Knobs(rho, DECAYS[0], 0.02)) for rho in LITTLE_DECAY_RADII)
 
 
 def _kappas(reading: str) -> tuple[Trial, ...]:
@@ -93,6 +106,7 @@ def _kappas(reading: str) -> tuple[Trial, ...]:
 WIDE = (0.1, 0.2, 0.4)
 TENTH = (0.01, 0.02, 0.04)
 THIRD = (0.03, 0.06, 0.12)
+POWERS = (0.3, 0.5, 0.7)
 
 METHODS = (
     Contender("SGD", _plain()),
@@ -109,7 +123,7 @@ METHODS = (
 )
 
 BASELINES = (
-    Contender("GCE", _strengths((0.3, 0.5, 0.7), loss="gce")),
+    Contender("GCE", _strengths(POWERS, loss="gce")),
     Contender("label smoothing", _strengths((0.1, 0.3, 0.6), loss="label_smoothing")),
     Contender("early stopping", _plain(), early_stopping=True),
     Contender("ELR", _strengths((1.0, 3.0, 7.0), loss="elr")),
@@ -118,6 +132,9 @@ BASELINES = (
     Contender("mixup", _strengths((0.2, 1.0, 4.0), mixup=True)),
     Contender("linear", _plain(head="linear")),
     Contender("without suspects", _plain(), drops_suspects=True),
+    Contender("GCE, twice the epochs", _strengths(POWERS, loss="gce"), passes=2),
+    Contender("GCE, fine decay", _strengths((0.4, 0.5, 0.6), FINE, loss="gce")),
+    Contender("SCE, fine decay", _strengths((0.1, 0.3, 0.5), (*FINE[1:], 1.2e-2), loss="sce")),
 )
 
 CROSSINGS = (
@@ -138,14 +155,41 @@ CROSSINGS = (
     Contender("1-J-SAM", _radii(TENTH, method="jsam", group_size=1)),
     Contender("1-SAM + GCE", _radii(TENTH, 0.5, method="sam", group_size=1, loss="gce")),
     Contender("1-SAM + weight average", _radii(TENTH, method="1-sam", weight_average=0.999)),
+    Contender("GCE + weight average", _strengths(POWERS, loss="gce", weight_average=0.999)),
     Contender(
-        "GCE + weight average", _strengths((0.3, 0.5, 0.7), loss="gce", weight_average=0.999)
+        "SAM + GCE, fine decay", _radii((0.05, 0.1, 0.2), 0.5, FINE, method="sam", loss="gce")
+    ),
+    Contender("SAM + SCE, fine decay", _radii(WIDE, 0.5, FINE, method="sam", loss="sce")),
+    Contender("SANER + SCE, fine decay", _radii(WIDE, 0.5, FINE, method="saner", loss="sce")),
+    Contender("GCE + label smoothing", _strengths(POWERS, loss="smooth_gce")),
+    Contender("GCE, linear", _strengths(POWERS, loss="gce", head="linear")),
+    Contender("GCE without suspects", _strengths(POWERS, loss="gce"), drops_suspects=True),
+    Contender("SAM without suspects", _radii(WIDE, method="sam"), drops_suspects=True),
+    Contender(
+        "SANER + SCE without suspects",
+        _radii(WIDE, 0.5, method="saner", loss="sce"),
+        drops_suspects=True,
     ),
 )
 
 READINGS_OF_NCSAM = (
-    Contender("SAM, little decay", _little_decay()),
+    Contender("SAM, little decay", _little_decay("sam")),
     *(Contender(f"NCSAM, {reading}", _kappas(reading)) for reading in READINGS),
+)
+
+COORDINATES = ("A", "B", "C", "AB", "AC", "BC")
+"""Where SAM's gradient is taken; SANER's set B is where it is smaller than the clean one."""
+
+ABLATIONS = (
+    Contender("SANER, little decay", _little_decay("saner")),
+    *(
+        Contender(f"SAM on {letters}, little decay", _little_decay("sam", coordinates=letters))
+        for letters in COORDINATES
+    ),
+    *(
+        Contender(f"SAM on {letters}", _radii(WIDE, method="sam", coordinates=letters))
+        for letters in COORDINATES
+    ),
 )
 
 STUDIES = {
@@ -153,6 +197,7 @@ STUDIES = {
     "baselines": BASELINES,
     "crossings": CROSSINGS,
     "ncsam": READINGS_OF_NCSAM,
+    "coordinates": ABLATIONS,
 }
 
 MAIN = (
@@ -197,7 +242,9 @@ def schedule() -> list[tuple[str, Contender]]:
         ((digits,), READINGS_OF_NCSAM),
         (rest, (*few, *ceiling)),
         (MAIN, CROSSINGS),
+        (MAIN[:1], (READINGS_OF_NCSAM[0], *ABLATIONS)),
         (rest, METHODS + BASELINES),
+        (rest, CROSSINGS),
         (("cifar10n_worse",), METHODS + BASELINES + CROSSINGS),
     ]
     pairs = [(name, c) for names, some in rounds for c in some for name in names]

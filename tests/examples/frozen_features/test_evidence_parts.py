@@ -12,6 +12,7 @@ import optax_sam
 from examples.frozen_features import sets
 from examples.frozen_features.compensations import READINGS, Reading, compensated, strength_at
 from examples.frozen_features.data import DataError
+from examples.frozen_features.recipes import Recipe
 from tests.examples.frozen_features.frozen_data import arrays, features
 
 
@@ -69,6 +70,13 @@ def test_every_set_is_read_from_its_file_at_its_size(tmp_path, monkeypatch):
     assert not sets.is_there("other", None)
     with pytest.raises(DataError, match=r"--data: 'other' needs a folder"):
         sets.load_set("other", None)
+
+
+def test_every_set_is_in_one_family_and_has_a_heading_of_its_own():
+    assert sorted(name for names in sets.FAMILIES.values() for name in names) == sorted(sets.SETS)
+    headings = [sets.heading(name) for name in sets.SETS]
+    assert len(set(headings)) == len(headings)
+    assert sets.heading("cifar10n_reduced_worse") == "images worse"
 
 
 def test_digits_have_the_noise_that_their_name_says():
@@ -139,6 +147,24 @@ def test_every_reading_without_strength_is_sam(name):
 def test_a_reading_differs_from_the_one_that_it_varies(name):
     ours, _, _ = directions()
     assert np.abs(ours[name] - ours["normalized, not projected"]).max() > 1e-5
+
+
+def test_a_recipe_takes_sam_s_gradient_on_its_coordinates_only():
+    @jax.jit
+    def compute():
+        sam = direction(optax_sam.sam(20.0))
+        ours = {
+            letters: direction(Recipe("sam", coordinates=letters).build(20.0))
+            for letters in ("B", "AC")
+        }
+        params, objective = problem()
+        return sam, ours, jax.grad(objective)(params)
+
+    perturbed, ours, clean = map(jax.device_get, compute())
+    weakened = (perturbed / clean > 0) & (perturbed / clean < 1)
+    assert 0 < weakened.sum() < weakened.size
+    np.testing.assert_allclose(ours["B"], np.where(weakened, perturbed, clean), rtol=1e-5)
+    np.testing.assert_allclose(ours["AC"], np.where(weakened, clean, perturbed), rtol=1e-5)
 
 
 def test_a_normalized_compensation_has_a_share_of_the_radius():

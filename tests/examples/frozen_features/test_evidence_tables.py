@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.frozen_features import claims, decay_figure, evidence, summary
+from examples.frozen_features import claims, decay_figure, evidence, noise_figure, summary
 from examples.frozen_features.studies import READINGS_OF_NCSAM, trials
 
 NAME = "cifar10n_worse"
@@ -47,16 +47,16 @@ def test_a_pair_is_compared_seed_by_seed():
     assert claims.gain(ROWS, NAME, "SAM", "SGD") == "+2.00 ± 0.00"
     shifted = [row | {"test": row["test"] + 0.01 * (row["seed"] == 4)} for row in ROWS[:17]]
     assert claims.gain(shifted + ROWS[17:], NAME, "SAM", "SGD").startswith("+1.80 ± ")
-    assert claims.gain(ROWS, NAME, "SANER", "SAM") == "not run"
-    table = claims.pairs(ROWS).splitlines()
-    assert table[0] == "| first | minus | cifar10n_worse |"
+    assert claims.gain(ROWS, NAME, "SANER", "SAM") == "-"
+    table = claims.pairs(ROWS, "people").splitlines()
+    assert table[0] == "| first | minus | images full worse |"
     assert table[2:] == ["| SAM | SGD | +2.00 ± 0.00 |"]
 
 
 def test_contenders_stand_beside_tuned_sgd_and_the_best_single_one():
     rows = ROWS + made_up("clean labels", 0.05) + made_up("SAM + GCE", 0.03)
-    overview = claims.overview(rows).splitlines()
-    assert overview[0] == "| contender | cifar10n_worse |"
+    overview = claims.overview(rows, "people").splitlines()
+    assert overview[0] == "| contender | images full worse |"
     assert overview[2:] == [
         "| SGD (test accuracy) | 72.00 % |",
         "| SAM | +2.00 ± 0.00 |",
@@ -64,7 +64,7 @@ def test_contenders_stand_beside_tuned_sgd_and_the_best_single_one():
         "| SAM + GCE | +3.00 ± 0.00 |",
     ]
     # The clean labels are a ceiling, no contender.
-    assert claims.crossings(rows).splitlines()[2:] == [
+    assert claims.crossings(rows, "people").splitlines()[2:] == [
         "| the best single one | SAM |",
         "| SAM + GCE | +1.00 ± 0.00 |",
     ]
@@ -79,14 +79,45 @@ def test_noisy_labels_choose_among_contenders():
     better = held_out_more(made_up("GCE", -0.01), 0.05)
     worse = held_out_more(made_up("SAM + GCE", 0.03), -0.05)
     assert claims.choices(ROWS + better + worse).splitlines()[2:] == [
-        "| cifar10n_worse | SGD | SGD | 60.0 | - |",
-        "| cifar10n_worse | single ones | GCE | 65.0 | -1.00 ± 0.00 |",
-        "| cifar10n_worse | all | GCE | 65.0 | -1.00 ± 0.00 |",
+        "| images full worse | SGD | SGD | 60.0 | - |",
+        "| images full worse | single ones | GCE | 65.0 | -1.00 ± 0.00 |",
+        "| images full worse | all | GCE | 65.0 | -1.00 ± 0.00 |",
     ]
     best = held_out_more(worse, 0.12)
     assert claims.choices(ROWS + better + best).splitlines()[3:] == [
-        "| cifar10n_worse | single ones | GCE | 65.0 | -1.00 ± 0.00 |",
-        "| cifar10n_worse | all | SAM + GCE | 67.0 | +3.00 ± 0.00 |",
+        "| images full worse | single ones | GCE | 65.0 | -1.00 ± 0.00 |",
+        "| images full worse | all | SAM + GCE | 67.0 | +3.00 ± 0.00 |",
+    ]
+
+
+def test_the_noise_table_has_little_decay_beside_tuned_decay():
+    rows = ROWS + made_up("SANER", 0.05) + made_up("GCE", 0.01)
+    lines = [line.split(" | ") for line in claims.noises(rows).splitlines()]
+    # A trial at ρ = 0.4 and decay 0.0005 has the bonus of its method, and so have the five seeds.
+    assert lines[0][:5] == ["| data set", "SGD, little decay", "SAM", "SANER", "SGD, tuned"]
+    gains = ["+2.00 ± 0.00", "+5.00 ± 0.00", "+1.00 ± 0.00", "-", "-", "- |"]
+    assert lines[2] == ["| images full worse", "60.0 %", "+2.0", "+5.0", "72.0 %", *gains]
+    assert (
+        claims.noises(ROWS)
+        .splitlines()[2]
+        .startswith("| images full worse | 60.0 % | +2.0 | - | 72.0 % | +2.00")
+    )
+
+
+def test_the_coordinates_stand_beside_sam_at_the_same_radius():
+    rows = []
+    for each, level in (("SAM on B, little decay", 0.5), ("SAM, little decay", 0.6)):
+        contender = claims.contender(each)
+        for trial in trials(contender, NAME):
+            row = {"set": NAME, "contender": each, "seed": 0, "memorized": 0.25}
+            row |= {"recipe": evidence.changed(trial.recipe), "knobs": trial.knobs._asdict()}
+            row |= {"test": level + trial.knobs.rho / 10, "held_out": trial.knobs.rho}
+            rows.append(row | {"part": "trial"})
+        rows += [rows[-1] | {"part": "final", "seed": seed} for seed in range(5)]
+    table = claims.coordinates(rows, NAME).splitlines()
+    assert table[2:] == [
+        "| B | 51.0 | 52.0 | 54.0 | 58.0 | 0.8 | 58.00 ± 0.00 | 25.0 | - |",
+        "| ABC: SAM | 61.0 | 62.0 | 64.0 | 68.0 | 0.8 | 68.00 ± 0.00 | 25.0 | - |",
     ]
 
 
@@ -144,6 +175,21 @@ def test_the_figure_has_a_line_per_radius_and_a_mark_per_choice():
     ]
     with pytest.raises(SystemExit, match=r"--set: 'x' is not valid\. Choose from digits"):
         decay_figure.main(["runs.jsonl", "--output", "none.png", "--set", "x"])
+
+
+def test_the_figure_of_the_noise_rates_has_a_point_per_data_set_that_has_run(monkeypatch):
+    monkeypatch.setattr(noise_figure, "KINDS", {"by people": {40: NAME, 20: "news_reduced"}})
+    rows = ROWS + made_up("GCE", 0.01)
+    found = noise_figure.points(rows, "by people")
+    assert {curve: len(values) for curve, values in found.items()} == {
+        "SAM, little": 1,
+        "SAM": 1,
+        "GCE": 1,
+    }
+    assert found["SAM, little"][0] == pytest.approx((40, 2.0, 0.0))
+    assert found["GCE"][0] == pytest.approx((40, 1.0, 0.0), abs=1e-9)
+    figure = noise_figure.draw(rows)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SAM", "GCE"]
 
 
 def test_the_committed_runs_have_the_names_that_this_program_gives_them():

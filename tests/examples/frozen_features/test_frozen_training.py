@@ -138,6 +138,9 @@ def test_the_losses_by_hand():
     assert value("label_smoothing", 0.3) == pytest.approx(smooth, rel=1e-5)
     assert value("gce", 0.5) == pytest.approx((1 - 0.3**0.5) / 0.5, rel=1e-5)
     assert value("gce", 1.0) == pytest.approx(0.7, rel=1e-5)
+    powers = 1 - np.array([0.5, 0.3, 0.2]) ** 0.5
+    smooth = (0.8 * powers[1] + 0.2 / 3 * powers.sum()) / 0.5
+    assert value("smooth_gce", 0.5) == pytest.approx(smooth, rel=1e-5)
     assert value("sce", 0.1) == pytest.approx(0.1 * -np.log(0.3) + 4 * 0.7, rel=1e-5)
     past = jnp.concatenate([labels, jnp.array([[0.6, 0.4, 0.0]])], axis=-1)
     expected = -np.log(0.3) + 3 * np.log(1 - (0.5 * 0.6 + 0.3 * 0.4))
