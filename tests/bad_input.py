@@ -1375,6 +1375,10 @@ ROWS["diagnostics.sharpness"] = [
          "Take the mean"),
     )
 ]  # fmt: skip
+ROWS["diagnostics.sharpness"] += number(
+    "group_size", 0, "at least 1",
+    lambda m: diagnostics.sharpness(SAM, loss_fn, PARAMS, group_size=m),
+)  # fmt: skip
 ROWS["diagnostics.hessian_vector_product"] = [
     Row("another structure", lambda: diagnostics.hessian_vector_product(loss_fn, PARAMS, OTHER),
         ValueError, "vector", "{'v': *}", DIRECTION_REMEDY),

@@ -124,6 +124,10 @@ class TestSharpness:
             rises.append(share @ (moved**2 - residual**2) * v[rows].sum() / v.sum())
         result = sharpness(optax_sam.sam(0.1, group_size=2), objective, jnp.float32(w))
         assert result.rise == pytest.approx(sum(rises), rel=1e-4)
+        each = sharpness(optax_sam.sam(0.1), objective, jnp.float32(w), group_size=2)
+        own = np.array(rises) * v.sum() / v.reshape(3, 2).sum(axis=1)
+        np.testing.assert_allclose(each.rise, own, rtol=1e-4)
+        assert (each.rise.argmax(), each.loss.shape) == (own.argmax(), (3,))
 
     def test_costs_a_gradient_and_a_forward_pass(self):
         objective = Objective(

@@ -3,6 +3,9 @@
     python -m examples.frozen_features.decay_figure docs/results/frozen_features/runs.jsonl \\
         --output docs/images/human_labels.png
 
+Legible on a phone, on white and on a dark page: one panel below the other, transparent, with each name
+beside its line.
+
 Lines are trials (seed 0, without the held-out rows); the marks are five seeds of the settings that the
 held-out noisy labels chose.
 """
@@ -15,6 +18,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import tyro
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .claims import contender
@@ -26,6 +30,8 @@ from .sets import SETS
 from .summary import finals
 
 COLORS = {"SGD": "#7f7f7f", "SAM": "#1f77b4", "SANER": "#d1495b"}
+TEXT = "#767676"  # stands out from white paper and from a dark page
+CHOSEN = "chosen, 5 seeds"
 PANELS = (("test", "test accuracy, %"), ("memorized", "wrong labels memorized, %"))
 
 
@@ -61,7 +67,7 @@ def lines(rows: list[dict[str, Any]], command: Command) -> dict[tuple[str, float
 
 
 def draw(rows: list[dict[str, Any]], command: Command) -> Figure:
-    """Both panels.
+    """Both panels, one below the other.
 
     Raises:
       DataError: where nothing has run on the data set.
@@ -69,33 +75,51 @@ def draw(rows: list[dict[str, Any]], command: Command) -> Figure:
     found = lines(rows, command)
     if not found:
         raise DataError(f"--set: {command.set!r} has no trials of {command.contenders}.")
-    figure = Figure(figsize=(8.6, 3.9), layout="constrained")
+    figure = Figure(figsize=(4.2, 6.2), layout="constrained", facecolor="none")
     strongest = max(rho for _, rho in found) or 1.0
-    for axes, (measure, title) in zip(figure.subplots(1, 2), PANELS, strict=True):
+    for axes, (measure, title) in zip(figure.subplots(2, 1), PANELS, strict=True):
+        starts = {}
         for (name, rho), trials in found.items():
-            axes.plot(
-                [row["knobs"]["decay"] for row in trials],
-                [100 * row[measure] for row in trials],
-                color=COLORS[name],
-                alpha=0.35 + 0.65 * rho / strongest if rho else 1.0,
-                linestyle="-" if rho else "--",
-                marker=".",
-                label=f"{name}, ρ = {rho:g}" if rho else name,
-            )
+            decays = [row["knobs"]["decay"] for row in trials]
+            values = [100 * row[measure] for row in trials]
+            style = {"alpha": 0.5 + 0.5 * rho / strongest if rho else 1.0, "marker": "."}
+            axes.plot(decays, values, color=COLORS[name], linestyle="-" if rho else "--", **style)
+            starts[f"{name}, ρ = {rho:g}" if rho else name] = decays[0], values[0], COLORS[name]
         for name in command.contenders:
             runs = list(finals(rows, command.set, contender(name)).values())
             if runs:
                 values = 100 * np.array([run[measure] for run in runs])
                 decay, spread = runs[0]["knobs"]["decay"], values.std(ddof=1)
-                text = f"{name}, chosen, 5 seeds"
-                style = {"fmt": "D", "markersize": 5, "capsize": 4, "label": text}
+                style = {"fmt": "D", "markersize": 5, "capsize": 4, "label": CHOSEN}
                 axes.errorbar(decay, values.mean(), spread, color=COLORS[name], **style)
-        axes.set_xscale("log")
-        axes.set_xlabel("weight decay")
-        axes.set_title(title, fontsize=10, loc="left")
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncol=3)
+        _prepare(axes, title)
+        _name_at_starts(axes, starts)
+    figure.axes[0].text(
+        0.98, 0.04, f"◆ {CHOSEN}", color=TEXT, ha="right", transform=figure.axes[0].transAxes
+    )
     return figure
+
+
+def _prepare(axes: Axes, title: str) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(left=4e-5)  # room for the names
+    axes.set_xticks([1e-3, 1e-2], ["0.001", "0.01"])
+    axes.set_xlabel("weight decay", color=TEXT)
+    axes.set_title(title, fontsize=11, loc="left", color=TEXT)
+    axes.set_facecolor("none")
+    axes.tick_params(colors=TEXT, which="both")
+    for spine in axes.spines.values():
+        spine.set_color(TEXT)
+
+
+def _name_at_starts(axes: Axes, starts: dict[str, tuple[float, float, str]]) -> None:
+    """Each name to the left of its line, moved up where it would touch the one below."""
+    gap = np.ptp(axes.get_ylim()) / 15
+    lowest = -np.inf
+    for name, (decay, value, color) in sorted(starts.items(), key=lambda item: item[1][1]):
+        lowest = max(value, lowest + gap)
+        place = {"ha": "right", "va": "center", "color": color}
+        axes.text(0.85 * decay, lowest, name, **place)
 
 
 def main(arguments: list[str] | None = None) -> None:

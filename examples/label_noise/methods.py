@@ -32,7 +32,7 @@ class Method(NamedTuple):
     Attributes:
       label: name in tables and figures.
       rho: default radius on this problem.
-      color: color in figures.
+      color: color in figures; its contrast to white and to a dark page is at least 3 : 1.
       build: ``build(problem, **options)`` gives the transformation before SGD in the chain; the
         options are those of every sharpness-aware method.
       penalized: whether ρ weighs an L2 penalty on the last layer, in place of a perturbation.
@@ -52,7 +52,7 @@ METHODS = {
     "asam": Method("ASAM", 2.0, "#17a2a2", lambda p, **o: optax_sam.asam(p.rho, **o)),
     "saner": Method("SANER", 0.3, "#d1495b", lambda p, **o: optax_sam.saner(p.rho, p.alpha, **o)),
     "jsam": Method("J-SAM", 0.3, "#8e5bb5", lambda p, **o: optax_sam.jsam(p.rho, **o)),
-    "lsam": Method("L-SAM", 0.3, "#e09f3e", lambda p, **o: optax_sam.lsam(p.rho, **o)),
+    "lsam": Method("L-SAM", 0.3, "#b8741a", lambda p, **o: optax_sam.lsam(p.rho, **o)),
     "ncsam": Method(
         "NCSAM",
         0.2,
@@ -67,21 +67,21 @@ METHODS = {
     ),
     "gsam": Method("GSAM", 0.2, "#8c6d4f", lambda p, **o: optax_sam.gsam(p.rho, **o)),
     "friendly_sam": Method(
-        "F-SAM", 0.2, "#d977b0", lambda p, **o: optax_sam.friendly_sam(p.rho, **o)
+        "F-SAM", 0.2, "#cf68a6", lambda p, **o: optax_sam.friendly_sam(p.rho, **o)
     ),
-    "vasso": Method("VaSSO", 0.2, "#9aab2f", lambda p, **o: optax_sam.vasso(p.rho, **o)),
-    "wsam": Method("WSAM", 0.05, "#4b4fa6", lambda p, **o: optax_sam.wsam(p.rho, **o)),
-    "looksam": Method("LookSAM", 0.2, "#5aa9e6", lambda p, **o: optax_sam.looksam(p.rho, **o)),
+    "vasso": Method("VaSSO", 0.2, "#84941f", lambda p, **o: optax_sam.vasso(p.rho, **o)),
+    "wsam": Method("WSAM", 0.05, "#6468c0", lambda p, **o: optax_sam.wsam(p.rho, **o)),
+    "looksam": Method("LookSAM", 0.2, "#3f8fd0", lambda p, **o: optax_sam.looksam(p.rho, **o)),
     "msam": Method("MSAM", 1.0, "#7a7a3a", lambda p, **o: optax_sam.msam(p.rho, momentum=0.9, **o)),
     "penalty": Method(
-        "L2 penalty", 0.01, "#b0a8b9", lambda p, **o: optax.identity(), penalized=True
+        "L2 penalty", 0.01, "#8f8499", lambda p, **o: optax.identity(), penalized=True
     ),
     # One perturbation per example, as in the J-SAM paper.
     "sam_1": Method(
-        "1-SAM", 0.1, "#14507f", lambda p, **o: optax_sam.sam(p.rho, group_size=1, **o)
+        "1-SAM", 0.1, "#2f75a8", lambda p, **o: optax_sam.sam(p.rho, group_size=1, **o)
     ),
     "jsam_1": Method(
-        "1-J-SAM", 0.05, "#5c2f80", lambda p, **o: optax_sam.jsam(p.rho, group_size=1, **o)
+        "1-J-SAM", 0.05, "#8557ab", lambda p, **o: optax_sam.jsam(p.rho, group_size=1, **o)
     ),
     "lsam_1": Method(
         "1-L-SAM", 0.05, "#a36a10", lambda p, **o: optax_sam.lsam(p.rho, group_size=1, **o)
@@ -90,7 +90,7 @@ METHODS = {
     "sam_on_b": Method(
         "SAM on B",
         0.2,
-        "#6fb1d6",
+        "#4a93bd",
         lambda p, **o: optax_sam.sam(
             p.rho, **o, combination=optax_sam.restrict_to_coordinates("B")
         ),
@@ -98,7 +98,7 @@ METHODS = {
     "sgd_on_b": Method(
         "SGD on B",
         0.2,
-        "#b8b8b8",
+        "#8f8f8f",
         lambda p, **o: optax_sam.sam(
             p.rho, **o, combination=optax_sam.restrict_to_coordinates("AC")
         ),

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import platform
+import textwrap
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
@@ -42,6 +43,10 @@ HEADERS = (
     "time\n/ SGD",
 )
 """The columns as the terminal shows them, which may be only 80 characters wide."""
+TEXT = "#767676"  # stands out from white paper and from a dark page
+DASHES = ("-", "--", "-.", ":")
+MOST_BANDS = 6
+"""With more methods the bands hide each other, and are left out."""
 COMPACT: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False}
 """A table without borders."""
 
@@ -113,38 +118,48 @@ def print_table(config: Config, epochs: list[Epoch]) -> None:
 
 
 def write_results(config: Config, data: Data, epochs: list[Epoch]) -> None:
-    """Writes every epoch as CSV and JSON, the table as Markdown, and the figure."""
-    figure = make_figure(config, epochs)
+    """Writes every epoch as CSV and JSON, the table as Markdown, and the figure in two shapes."""
+    wide, narrow = make_figure(config, epochs), make_figure(config, epochs, narrow=True)
     contents = {
         "epochs.csv": _csv(config, epochs).encode(),
         "results.json": _json(config, data, epochs).encode(),
         "table.md": _markdown(config, epochs).encode(),
-        "label_noise.png": _image(figure, "png"),
-        "label_noise.svg": _image(figure, "svg"),
+        "label_noise.png": _image(wide, "png"),
+        "label_noise.svg": _image(wide, "svg"),
+        "label_noise_narrow.svg": _image(narrow, "svg"),
     }
     for name, content in contents.items():
         write_atomically(config.output / name, content)
     Console().print(f"Results in {config.output}/: {', '.join(contents)}", highlight=False)
 
 
-def make_figure(config: Config, epochs: list[Epoch]) -> Figure:
-    """Test accuracy and memorization over the epochs; the band is one standard deviation."""
+def make_figure(config: Config, epochs: list[Epoch], *, narrow: bool = False) -> Figure:
+    """Test accuracy and memorization over the epochs; the band is one standard deviation.
+
+    ``narrow`` puts one panel below the other, so that a phone shows the words at a legible size. The
+    background is transparent.
+    """
     panels = {"test_accuracy": "Test accuracy"}
     if np.isfinite(epochs[0].measures["memorized"]).all():
         panels["memorized"] = "Wrong labels memorized"
-    height = max(4.0, 0.32 * len(config.methods))  # room for one label per method
-    figure = Figure(figsize=(5.2 * len(panels), height), layout="constrained")
+    height = max(3.0 if narrow else 4.0, 0.32 * len(config.methods))  # room for a name per method
+    rows, columns = (len(panels), 1) if narrow else (1, len(panels))
+    size = (4.0, rows * height + 0.3) if narrow else (columns * 5.2, height)
+    figure = Figure(figsize=size, layout="constrained", facecolor="none")
     figure.get_layout_engine().set(wspace=0.04, hspace=0.02)
-    figure.suptitle(_title(config), fontsize=10, color="#555555", x=0.01, ha="left")
-    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    title = _title(config).replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    title = textwrap.fill(title, 52) if narrow else title
+    figure.suptitle(title, fontsize=10, color=TEXT, x=0.01, ha="left")
+    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (measure, title) in zip(all_axes, panels.items(), strict=True):
-        axes.set_title(title, loc="left", fontsize=13, fontweight="bold")
-        axes.set_xlabel("epoch", color="#555555")
+        axes.set_facecolor("none")
+        axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=TEXT)
+        axes.set_xlabel("epoch", color=TEXT)
         axes.yaxis.set_major_formatter("{x:.0f} %")
-        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axes.grid(axis="y", color=TEXT, alpha=0.25, linewidth=0.8)
         axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color("#aaaaaa")
-        axes.tick_params(length=0, colors="#555555")
+        axes.spines["bottom"].set_color(TEXT)
+        axes.tick_params(length=0, colors=TEXT)
         _draw_curves(axes, config, epochs, measure)
     return figure
 
@@ -152,13 +167,14 @@ def make_figure(config: Config, epochs: list[Epoch]) -> Figure:
 def _draw_curves(axes: Axes, config: Config, epochs: list[Epoch], measure: str) -> None:
     number = np.arange(1, config.epochs + 1)
     ends, bounds = {}, []
-    for method in config.methods:
+    for index, method in enumerate(config.methods):
         curves = 100 * _curves(epochs, method, measure)
         mean, deviation = curves.mean(axis=1), _deviation(curves)
         low, high = np.clip([mean - deviation, mean + deviation], 0, 100)
         color = METHODS[method].color
-        axes.fill_between(number, low, high, color=color, alpha=0.15, linewidth=0)
-        axes.plot(number, mean, color=color, linewidth=2, solid_capstyle="round")
+        if len(config.methods) <= MOST_BANDS:
+            axes.fill_between(number, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.plot(number, mean, color=color, linewidth=2, linestyle=DASHES[index % len(DASHES)])
         ends[method] = mean[-1]
         bounds += [low.min(), high.max()]
     bottom, top = 10 * np.floor(min(bounds) / 10), 10 * np.ceil(max(bounds) / 10)

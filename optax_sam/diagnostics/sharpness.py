@@ -10,21 +10,23 @@ import optax
 
 from optax_sam import _tree
 from optax_sam._checks import check_leaves
+from optax_sam._hyperparameters import check_integer
 from optax_sam._stages import SometimesState, contains_method
 from optax_sam.diagnostics._compiled import compiled_for_loss
 from optax_sam.evaluations import value_and_gradients
+from optax_sam.objectives import gathered, require_objective
 from optax_sam.sharpness_aware import get_metrics
 
 
 class Sharpness(NamedTuple):
-    """The result of :func:`sharpness`, four scalars.
+    """The result of :func:`sharpness`: four scalars, or with ``group_size`` four arrays ``(groups,)``.
 
     Attributes:
       loss: L(w).
-      perturbed_loss: L(w + ε); with groups, the mean over the groups of their own losses at their own
-        perturbed points.
+      perturbed_loss: L(w + ε); of a method with groups, the mean over the groups of their own losses at
+        their own perturbed points.
       rise: the difference.
-      perturbation_norm: ‖ε‖; with groups, the mean of the norms.
+      perturbation_norm: ‖ε‖; of a method with groups, the mean of the norms.
     """
 
     loss: jax.Array
@@ -38,6 +40,8 @@ def sharpness(
     loss_fn: Callable[..., Any],
     params: chex.ArrayTree,
     opt_state: optax.OptState | None = None,
+    *,
+    group_size: int | None = None,
 ) -> Sharpness:
     r"""The rise of the loss in the ρ-ball, by any method's own perturbation.
 
@@ -49,8 +53,12 @@ def sharpness(
     :math:`L_k(w + \epsilon_k) - L_k(w)`. One gradient step gives a lower bound of the largest rise in
     the ball; ``sam(rho, ascent_steps=n)`` comes closer.
 
-    It costs a gradient and a forward pass, with groups up to two gradients. Compare networks at the
-    same ρ, on the same examples and in the same mode of batch statistics.
+    ``group_size=m`` of this function gives the groups one by one: ``.rise.max()`` is that of the worst
+    group, ``.rise.argmax()`` says which, and ``.rise.mean()`` is m-sharpness.
+
+    It costs a gradient and a forward pass, also over all groups together; where the method has groups,
+    up to two gradients. Compare networks at the same ρ, on the same examples and in the same mode of
+    batch statistics.
 
     Args:
       tx: the optimizer: a method, or anything with one method inside. Keep it: another one, even if it
@@ -59,13 +67,18 @@ def sharpness(
         ``microbatch_size`` bounds the memory over a whole data set.
       params: the parameters w.
       opt_state: of ``tx``, for methods that remember (Momentum-SAM, VaSSO); None: the initial one.
+      group_size: None measures all examples at once. An integer measures consecutive groups of so many
+        examples one after the other, each with its own loss and perturbation; it must divide their
+        number, and ``loss_fn`` must be an :class:`optax_sam.Objective`.
 
     Returns:
       :class:`Sharpness`.
 
     Raises:
-      ValueError: if ``tx`` has no method in it, several, or one that perturbs in some steps only.
-      TypeError: if ``tx`` is no optimizer, or ``loss_fn`` does not return a scalar loss.
+      ValueError: if ``tx`` has no method in it, several, or one that perturbs in some steps only; or if
+        ``group_size`` does not divide the number of examples.
+      TypeError: if ``tx`` is no optimizer, ``loss_fn`` does not return a scalar loss, or it is no
+        objective where ``group_size`` is given.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -95,12 +108,35 @@ def sharpness(
             "tx perturbs in some steps only (SometimesState). Leave out every_k, start_step, stop_step "
             "and when: what a step without a perturbation would tell is nothing."
         )
-    result: Sharpness = _measure(loss_fn, params, state, tx=tx)
+    if group_size is not None:
+        check_integer("group_size", group_size, minimum=1)
+        require_objective(loss_fn, "group_size")
+    result: Sharpness = _measure(loss_fn, params, state, tx=tx, group_size=group_size)
     return result
 
 
 def _is_sometimes(leaf: Any) -> bool:
     return isinstance(leaf, SometimesState)
+
+
+def _of_groups(
+    loss_fn: Callable[..., Any],
+    params: chex.ArrayTree,
+    state: optax.OptState,
+    *,
+    tx: optax.GradientTransformation,
+    group_size: int | None,
+) -> Sharpness:
+    """Of all examples, or of one group after the other."""
+    if group_size is None:
+        return _of_method(loss_fn, params, state, tx=tx)
+    objective = gathered(require_objective(loss_fn, "group_size"))
+
+    def one(examples: Any) -> Sharpness:
+        return _of_method(objective.with_examples(examples), params, state, tx=tx)
+
+    result: Sharpness = jax.lax.map(one, objective.groups(group_size).examples)
+    return result
 
 
 def _of_method(
@@ -121,4 +157,4 @@ def _of_method(
     return Sharpness(loss, perturbed, perturbed - loss, metrics["perturbation_norm"])
 
 
-_measure = compiled_for_loss(_of_method, "tx")
+_measure = compiled_for_loss(_of_groups, "tx", "group_size")

@@ -29,7 +29,8 @@ from train import (
 )
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "label_noise" / "main.py"
-FILES = {"epochs.csv", "results.json", "table.md", "label_noise.png", "label_noise.svg", ".lock"}
+PICTURES = {"label_noise.png", "label_noise.svg", "label_noise_narrow.svg"}
+FILES = {"epochs.csv", "results.json", "table.md", ".lock"} | PICTURES
 
 
 def read_csv(folder):

@@ -34,11 +34,13 @@ def caption():
 
 
 def test_the_top_is_what_it_is_then_the_picture_its_recipe_and_the_quick_start():
-    parts = ["# optax_sam", "![Test acc", "*scikit-learn's", "tx = optax.chain(", "## Quick start"]
+    parts = ["# optax_sam", "<picture>", "*scikit-learn's", "tx = optax.chain(", "## Quick start"]
     places = [README.index(part) for part in parts]
     assert places == sorted(places)
     assert README[: places[1]].count(". ") + README[: places[1]].count(".\n") == 2  # sentences
-    assert "docs/images/label_noise.png" in README[places[1] : places[2]]
+    pictures = re.findall(r'"(docs/images/[^"]+)"', README[places[1] : places[2]])
+    assert pictures == ["docs/images/label_noise_narrow.svg", "docs/images/label_noise.svg"]
+    assert all((ROOT / picture).is_file() for picture in pictures)
 
 
 def test_two_commands_each_on_one_line():
