@@ -169,28 +169,3 @@ def test_every_golden_trajectory_is_named():
     for name in {name.split("/")[0] for name in test_golden.golden()} - {"problem", "edge"}:
         # What is not reproduced is named too, with the reason.
         assert f"`{name}`" in (evidence if name in test_golden.METHODS else text), name
-
-
-@pytest.mark.slow
-def test_site_builds_without_a_warning(tmp_path, capsys):
-    """In this process, which has imported what the site documents."""
-    build = pytest.importorskip("sphinx.cmd.build")
-    options = ["-W", "-n", "--keep-going", "-q", "-b", "html"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python's own, in Sphinx and its themes
-        code = build.build_main([*options, str(DOCS), str(tmp_path / "site")])
-    assert code == 0, capsys.readouterr().err
-    site = tmp_path / "site"
-    reference = "".join(page.read_text(encoding="utf-8") for page in (site / "api").glob("*.html"))
-    for name in optax_sam.__all__:
-        target = "module-" if not callable(getattr(optax_sam, name)) else ""
-        assert f'id="{target}optax_sam.{name}"' in reference, name
-    # Types, and links to their documentation; no union is spelled out.
-    assert 'api/transformations.html#optax.GradientTransformationExtraArgs"' in reference
-    assert "ScalarOrSchedule" in reference
-    assert "collections.abc.Sequence" not in reference
-    start = (site / "guide" / "getting_started.html").read_text(encoding="utf-8")
-    assert 'href="../api/the_engine_and_what_it_needs.html#optax_sam.Objective"' in start
-    assert '<meta name="description" content="' in start
-    assert "SANER" in (site / "tutorials" / "quick_start.html").read_text(encoding="utf-8")
-    assert "Keep a Changelog" in (site / "changelog.html").read_text(encoding="utf-8")

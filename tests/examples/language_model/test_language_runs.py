@@ -358,7 +358,7 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
     finished, quick, tmp_path, capsys
 ):
     settings, _ = finished
-    straight = dataclasses.replace(settings, steps=60, keep_checkpoints=60, output=tmp_path / "a")
+    straight = dataclasses.replace(settings, steps=24, keep_checkpoints=24, output=tmp_path / "a")
     train.train(straight)
     stopped = tmp_path / "b"
     folder = stopped / "checkpoints"
@@ -368,7 +368,7 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
         names = [path.name for path in folder.glob("*tmp*")] if folder.exists() else []
         return any(int(name.split(".")[0]) >= step for name in names)
 
-    flags = [*FLAGS, "--steps=60", "--keep-checkpoints=60", "--method=jsam", "--model-devices=2"]
+    flags = [*FLAGS, "--steps=24", "--keep-checkpoints=24", "--method=jsam", "--model-devices=2"]
     flags += [f"--text={settings.text}", "--validation-share=0.3", f"--output={stopped}"]
     flags += ["--simulated-devices=4"]
     process = start(sys.executable, "-c", INTERRUPTIBLE, *flags)
@@ -381,15 +381,15 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
     assert interrupted == "interrupted. To go on:"
 
     process = start(*shlex.split(go_on))
-    wait_for(lambda: saving(20), process)  # during one
+    wait_for(lambda: saving(8), process)  # during one
     process.send_signal(signal.SIGKILL)
     process.communicate()
     complete = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
-    assert 60 > max(complete) >= len(logs.read_csv(stopped / "metrics.csv"))
+    assert 24 > max(complete) >= len(logs.read_csv(stopped / "metrics.csv"))
 
     train.train(dataclasses.replace(straight, output=stopped, resume=True))
     assert f"resumed after step {max(complete)}" in capsys.readouterr().out
-    one, other = record_of(straight.output, 60), record_of(stopped, 60)
+    one, other = record_of(straight.output, 24), record_of(stopped, 24)
     assert one["sums"] == other["sums"]
     assert without_times(one["rows"]) == without_times(other["rows"])
 

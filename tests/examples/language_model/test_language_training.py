@@ -26,12 +26,9 @@ def plain_logits(params, tokens, heads):
 
     def rotate(x):
         positions, half = x.shape[1], x.shape[-1] // 2
-        rows = []
-        for position in range(positions):
-            turned = x[:, position, :, :half] + 1j * x[:, position, :, half:]
-            turned = turned * np.exp(1j * position / 10000 ** (np.arange(half) / half))
-            rows.append(jnp.concatenate([turned.real, turned.imag], axis=-1))
-        return jnp.stack(rows, axis=1)
+        angles = np.arange(positions)[:, None, None] / 10000 ** (np.arange(half) / half)
+        turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
+        return jnp.concatenate([turned.real, turned.imag], axis=-1)
 
     x = params["embedding"][tokens]
     for number in range(params["layers"]["up"]["kernel"].shape[0]):
@@ -212,6 +209,7 @@ def test_sharpness_is_that_of_the_plain_network():
     measured = trainer.sharpness(state, batch(), 0.3, True)
     params = pure(jax.tree.map(np.asarray, state.params))
 
+    @jax.jit
     def loss_fn(params):
         return plain_loss(params, batch(), settings.heads)
 
