@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import warnings
 from pathlib import Path
 from xml.etree import ElementTree
 

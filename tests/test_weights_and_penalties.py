@@ -308,10 +308,16 @@ class TestPenalty:
 
 
 @pytest.mark.usefixtures("strict_promotion")
-@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"microbatch_size": 2}, {"group_size": 1}, {"loss_scale": 2.0**8}],
+    ("name", "options"),
+    [
+        ("sam", {}),
+        ("lsam", {"microbatch_size": 2}),
+        ("jsam", {"microbatch_size": 2}),
+        ("sam", {"group_size": 1}),
+        ("jsam", {"group_size": 1}),
+        ("jsam", {"loss_scale": 2.0**8}),
+    ],
     ids=str,
 )
 def test_half_precision_mixes_no_dtypes_by_itself(name, options):
