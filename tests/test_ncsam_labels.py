@@ -89,11 +89,14 @@ def compensation_by_hand(flipped):
     return jax.tree.map(lambda g: STRENGTH * g, gradient)
 
 
-@pytest.mark.parametrize("give_logits", [False, True])
+@pytest.mark.parametrize(
+    ("give_logits", "by_weights"), [(False, False), (True, False), (True, True)]
+)
 @pytest.mark.parametrize("name", CASES)
-def test_the_compensation_is_that_of_flipped_labels(name, give_logits):
+def test_the_compensation_is_that_of_flipped_labels(name, give_logits, by_weights):
     objective, options, flipped = CASES[name]
-    stage = optax_sam.add_noise_compensation(STRENGTH, 0.5, deterministic=True, **options)
+    options = options | {"deterministic": True, "by_weights": by_weights}
+    stage = optax_sam.add_noise_compensation(STRENGTH, 0.5, **options)
     params = mlp_parameters()
     zeros = jax.tree.map(jnp.zeros_like, params)
     logits = apply_mlp(params, INPUTS) if give_logits else None

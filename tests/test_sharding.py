@@ -73,12 +73,13 @@ METHODS = {
     "1-SAM": optax_sam.sam(RHO, group_size=1),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
+NCSAM = optax_sam.ncsam(RHO, flip_ratio=0.25, by_weights=True)
 BASE = optax.sgd(0.1, momentum=0.9)
 
 
 def step_of(name):
     """``(init, step)`` of a method, of SGD or of SAM by hand."""
-    method = METHODS.get(name)
+    method = (METHODS | {"ncsam": NCSAM}).get(name)
     tx = BASE if method is None else optax.chain(method, BASE)
 
     def step(params, state, inputs, labels):
@@ -175,6 +176,17 @@ def test_gradients_are_reduced_once_for_each(name):
     found = large(name, "data parallel", "all-reduce")
     assert len(found) == count * len(of_sgd) > 0
     assert sum(found) <= count * sum(of_sgd) + 16  # scalars may travel with them
+
+
+def test_ncsam_by_weights_moves_no_example():
+    """Three reductions of gradients, and of the examples only their gaps travel."""
+    of_sgd, found = (large(name, "data parallel", "all-reduce") for name in ("SGD", "ncsam"))
+    assert 3 * sum(of_sgd) <= sum(found) <= 3 * sum(of_sgd) + 100, found
+    gaps = 16 * 4
+    for kind in ("all-gather", "all-to-all", "collective-permute"):
+        assert max(large("ncsam", "data parallel", kind), default=0) <= gaps
+    actual, expected = after_two_steps("ncsam", "data parallel"), after_two_steps("ncsam")
+    chex.assert_trees_all_close(actual, expected, rtol=2e-5, atol=1e-6)
 
 
 def test_microbatches_under_shard_map_are_reduced_once():

@@ -46,6 +46,7 @@ def add_noise_compensation(
     deterministic: bool = False,
     start_step: int = 0,
     label_of: Callable[[Any], Any] | None = None,
+    by_weights: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds the estimated effect of label noise to a perturbation: :math:`\epsilon + s \, g^*`.
 
@@ -64,6 +65,11 @@ def add_noise_compensation(
       start_step: the first step with a compensation; before, nothing is added or computed.
       label_of: where ``labels`` is a pytree with several candidates, a function that picks the array
         of integer labels, shape ``(B,)``, or of soft labels, shape ``(B, classes)``; None finds it.
+      by_weights: give the chosen examples the weight 1 and all others 0, in place of copying the
+        chosen ones out of the batch. For batches that are sharded over devices under ``jit``: the
+        copies would go to every device, and each would compute all of them. :math:`g^*` is the same,
+        unless the network mixes examples (BatchNorm), for one more gradient of the batch in place of
+        r of one.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` on perturbations. Its ``update`` needs ``params``
@@ -106,6 +112,7 @@ def add_noise_compensation(
     if not is_array_of(seed, jnp.integer) or jnp.ndim(seed):  # optax.inject_hyperparams makes one
         check_integer("seed", seed, minimum=0)
     check_bool("deterministic", deterministic)
+    check_bool("by_weights", by_weights)
     if label_of is not None:
         check_callable("label_of", label_of, "Pass e.g. label_of=lambda labels: labels['...'].")
     start_step = check_integer("start_step", start_step, minimum=0)
@@ -146,7 +153,8 @@ def add_noise_compensation(
                 at_w = objective.logits(params) if logits is None else logits
                 flipped = _with_flipped_labels(objective, at_w, label_of)
                 chosen = choose_examples(at_w, flip_ratio, None if deterministic else key)
-                _, gradient = value_and_gradients(flipped.subset(chosen), params)
+                part = _weighted(flipped, chosen) if by_weights else flipped.subset(chosen)
+                _, gradient = value_and_gradients(part, params)
                 return _tree.linear(jnp.ones([], dtype), updates, s, gradient)
 
             if start_step:
@@ -208,8 +216,10 @@ def choose_examples(logits: jax.Array, flip_ratio: float, key: jax.Array | None)
             f"NCSAM flips labels between classes, but the logits of shape {logits.shape} have "
             f"{logits.shape[-1]}. Return one logit per class, also for two classes."
         )
-    largest, _ = jax.lax.top_k(logits.astype(_tree.accumulation_dtype(logits)), 2)
-    gaps = largest[:, 0] - largest[:, 1]
+    # Not top_k, for which logits that are sharded over devices would be gathered.
+    wide = logits.astype(_tree.accumulation_dtype(logits))
+    is_largest = jnp.arange(logits.shape[-1]) == jnp.argmax(wide, axis=-1)[:, None]
+    gaps = jnp.max(wide, axis=-1) - jnp.max(jnp.where(is_largest, -jnp.inf, wide), axis=-1)
     if key is None:
         return jnp.argsort(gaps, stable=True)[:count]
     # The largest of log p + Gumbel noise are a sample without replacement, in proportion to p.
@@ -222,6 +232,14 @@ def flip_labels(logits: jax.Array, labels: jax.Array) -> jax.Array:
     observed = jnp.arange(logits.shape[-1]) == labels[:, None]
     likeliest = jnp.argmax(jnp.where(observed, -jnp.inf, logits), axis=-1)
     return likeliest.astype(jnp.result_type(labels))
+
+
+def _weighted(objective: Objective, chosen: jax.Array) -> Objective:
+    """The mean loss over the chosen examples, in which the others have the weight 0."""
+    ones = jnp.ones(objective.batch_size) if objective.weights is None else objective.weights
+    is_chosen = jnp.zeros(objective.batch_size, bool).at[chosen].set(True)
+    is_chosen = is_chosen.reshape(-1, *(1,) * (jnp.ndim(ones) - 1))
+    return objective.replace(weights=jnp.where(is_chosen, ones, jnp.zeros_like(ones)))
 
 
 def _with_flipped_labels(
