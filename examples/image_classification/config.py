@@ -40,6 +40,10 @@ class Config:
     """Share of wrong training labels, in [0, 1]; asymmetric noise: of the classes that are mistaken.
     Human labels have their own."""
 
+    held_out: float = 0.0
+    """Share of the training examples that are kept out of training. How often the network agrees with
+    their noisy labels, held_out_accuracy, chooses between settings without a clean label."""
+
     augmentation: tuple[Augmentation, ...] = ()
     """Random changes of the training images, made on the device."""
 
@@ -158,6 +162,7 @@ class Config:
             _require_one_of((*NOISE, "human:ANNOTATION"), "--noise", self.noise)
         for name in (
             "noise_rate",
+            "held_out",
             "down_weight_warmup",
             "method_starts",
             "down_weight",
@@ -166,6 +171,9 @@ class Config:
             value = getattr(self, name)
             inside = value is None or 0 <= value <= 1
             _require(inside, _flag(name), value, "It is a share in [0, 1], not a percentage.")
+        _require(
+            self.held_out < 1, "--held-out", self.held_out, "Some are left to train on below 1."
+        )
         for name in ("rho", "kappa", "weight_decay"):
             value = getattr(self, name)
             _require(0 <= value < math.inf, _flag(name), value, "It is finite and at least 0.")

@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import importlib.metadata
 import io
+import math
 import shlex
 import sys
 import time
@@ -29,7 +30,7 @@ from jax.experimental import multihost_utils
 from . import figures, logs, methods
 from .checkpoints import Checkpoint, CheckpointError, CheckpointNotSaved, Checkpoints
 from .config import Config, differences
-from .data import load, mean_and_deviation, noisy_labels, subset
+from .data import Dataset, load, mean_and_deviation, noisy_labels, subset
 from .devices import Devices, start_processes
 from .interrupts import between_steps
 from .models import make_model
@@ -47,6 +48,10 @@ MAY_MOVE = ("data", "human_labels")
 
 class TrainingDiverged(Exception):
     """The loss is not finite any more; the message names the last good checkpoint."""
+
+
+class OutOfTime(Exception):
+    """The deadline has passed; the last checkpoint is that of the epoch before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,22 +107,38 @@ def make_optimizer(
 
 
 class Run:
-    """One run: its data, its functions and its folder."""
+    """One run: its data, its functions and its folder.
 
-    def __init__(self, config: Config, devices: list[jax.Device] | None = None):
+    Args:
+      config: the settings.
+      devices: all of JAX's without them.
+      data: what ``config.data`` names, if it has been read already.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        devices: list[jax.Device] | None = None,
+        data: Dataset | None = None,
+    ):
         self.config = config
         self.devices = Devices(config.parallel, devices)
         self.writes = jax.process_index() == 0  # one process of several keeps the folder
-        data = load(config.data, config.human_labels)
+        data = load(config.data, config.human_labels) if data is None else data
         self.data = data if config.subset is None else subset(data, config.subset, config.seed)
         self.images_digest = _digest(self.data.images, self.data.test_images)
         self.labels = noisy_labels(self.data, config.noise, config.noise_rate, config.seed)
+        self.held_out = _draw_held_out(len(self.data.labels), config)
+        self.trained = np.flatnonzero(~self.held_out)
         self._check_sizes()
-        self.steps_per_epoch = len(self.data.labels) // config.batch_size
+        self.steps_per_epoch = len(self.trained) // config.batch_size
 
         average, deviation = mean_and_deviation(self.data.images)
-        source = Source(self.data.images, self.labels.labels, average, deviation)
-        wrong = float(self.labels.changed.mean())
+        images, labels = self.data.images, self.labels.labels
+        if config.held_out:
+            images, labels = images[self.trained], labels[self.trained]
+        source = Source(images, labels, average, deviation)
+        wrong = float(self.labels.changed[self.trained].mean())
         tx = make_optimizer(config, self.steps_per_epoch, self.devices.axis_name, wrong)
         self._check_devices()
         local = config.perturbation == "per_device" and config.method != "sgd"
@@ -136,9 +157,9 @@ class Run:
 
     def _check_sizes(self) -> None:
         config, count = self.config, self.devices.count
-        if config.batch_size > len(self.data.labels):
+        if config.batch_size > len(self.trained):
             raise ValueError(
-                f"--batch-size: {config.batch_size} is more than the {len(self.data.labels)} training "
+                f"--batch-size: {config.batch_size} is more than the {len(self.trained)} training "
                 "examples. Make it smaller."
             )
         if config.batch_size % count or (config.batch_size // count) % (config.group_size or 1):
@@ -210,10 +231,13 @@ class Run:
         data, noisy = self.data, self.labels
         predicted = self.evaluator.predictions(state, self.train_chunks, len(data.labels))
         tested = self.evaluator.predictions(state, self.test_chunks, len(data.test_labels))
-        fitted, wrong = predicted == noisy.labels, noisy.changed
+        fitted, held_out = predicted == noisy.labels, self.held_out
+        correct, wrong = ~noisy.changed & ~held_out, noisy.changed & ~held_out
         row = {"test_accuracy": float(np.mean(tested == data.test_labels))}
-        if not wrong.all():
-            row["clean_fit"] = float(np.mean(fitted[~wrong]))
+        if held_out.any():
+            row["held_out_accuracy"] = float(np.mean(fitted[held_out]))
+        if correct.any():
+            row["clean_fit"] = float(np.mean(fitted[correct]))
         if wrong.any():
             row["memorized"] = float(np.mean(fitted[wrong]))
             row["recovered"] = float(np.mean((predicted == data.labels)[wrong]))
@@ -222,20 +246,32 @@ class Run:
     def coordinate_shares(self, state: TrainState) -> dict[str, float]:
         """The shares of SANER's coordinates A, B and C on the first examples."""
         state = self.devices.fetch(state._replace(opt_state=()))
-        images, labels = self.data.images[:PROBE_SIZE], self.labels.labels[:PROBE_SIZE]
+        first = self.trained[:PROBE_SIZE]
+        images, labels = self.data.images[first], self.labels.labels[first]
         shares = self.probe(state, images, labels)
         return {f"coordinates_{name}": float(share) for name, share in shares.items()}
 
 
-def train(config: Config, processes: Processes | None = None) -> dict[str, Any]:
+def train(
+    config: Config,
+    processes: Processes | None = None,
+    data: Dataset | None = None,
+    deadline: float = math.inf,
+) -> dict[str, Any]:
     """Trains a network, and keeps everything in the output folder.
 
     Args:
       config: the settings.
       processes: how the processes of a run find each other.
+      data: what ``config.data`` names, if it has been read already.
+      deadline: a time of ``time.monotonic()``; the first epoch that ends behind it is the last one.
 
     Returns:
       The results: numbers of the last and the best epoch.
+
+    Raises:
+      OutOfTime: at the deadline; the state is saved, and ``resume`` goes on.
+      TrainingDiverged: if the loss is not finite any more.
     """
     processes = processes or Processes()
     named = (processes.coordinator, processes.processes, processes.process)
@@ -247,14 +283,15 @@ def train(config: Config, processes: Processes | None = None) -> dict[str, Any]:
     if processes.distributed:
         start_processes(processes.coordinator, processes.processes, processes.process)
     with contextlib.ExitStack() as stack:
-        run = _in_all_processes(lambda: _prepare(config, stack))
+        run = _in_all_processes(lambda: _prepare(config, stack, data))
         checkpoints = Checkpoints(config.output / "checkpoints", config.keep_checkpoints)
         stack.callback(checkpoints.close)
         state = run.initial_state()
         saved = None
         if config.resume:
             saved = checkpoints.restore(state, lambda record: _check_same_run(run, record))
-        return _train_from(run, checkpoints, saved, state if saved is None else saved.state)
+        state = state if saved is None else saved.state
+        return _train_from(run, checkpoints, saved, state, deadline)
 
 
 def _in_all_processes(prepare: Callable[[], Run]) -> Run:
@@ -273,9 +310,9 @@ def _in_all_processes(prepare: Callable[[], Run]) -> Run:
     return run
 
 
-def _prepare(config: Config, stack: contextlib.ExitStack) -> Run:
+def _prepare(config: Config, stack: contextlib.ExitStack, data: Dataset | None) -> Run:
     """The run, whose folder is held until the stack ends."""
-    run = Run(config)
+    run = Run(config, data=data)
     if run.writes:
         stack.enter_context(held(config.output))
         _check_folder(config)
@@ -283,7 +320,7 @@ def _prepare(config: Config, stack: contextlib.ExitStack) -> Run:
 
 
 def _train_from(
-    run: Run, checkpoints: Checkpoints, saved: Checkpoint | None, state: Any
+    run: Run, checkpoints: Checkpoints, saved: Checkpoint | None, state: Any, deadline: float
 ) -> dict[str, Any]:
     config, folder = run.config, run.config.output
     rows: list[logs.Row] = saved.record["rows"] if saved else []
@@ -312,7 +349,8 @@ def _train_from(
                 row |= accuracies | run.coordinate_shares(state)
             rows.append(row)
             terminal.epoch(row, config.epochs)
-            if epoch % config.checkpoint_every == 0 or epoch == config.epochs:
+            out_of_time = epoch < config.epochs and time.monotonic() > deadline
+            if epoch % config.checkpoint_every == 0 or epoch == config.epochs or out_of_time:
                 fetched = run.devices.fetch(state)
                 if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fetched.params)):
                     raise _diverged(f"after epoch {epoch}, parameters are not finite", checkpoints)
@@ -320,6 +358,8 @@ def _train_from(
             if run.writes:
                 logs.write_csv(folder / "metrics.csv", rows)
                 board.write(row)
+            if out_of_time:
+                raise OutOfTime(f"the time is over after epoch {epoch}: --resume goes on.")
             check_interrupt()
     if predicted is None:  # resumed behind the last epoch
         predicted = run.evaluate(state)[1]
@@ -329,6 +369,14 @@ def _train_from(
         logs.write_json(folder / "results.json", results)
         figures.plot_run(folder, rows, run.data.labels, predicted, run.labels.changed)
     return results
+
+
+def _draw_held_out(count: int, config: Config) -> np.ndarray:
+    """Which examples are kept out of training, bool, shape ``(count,)``."""
+    held_out = np.zeros(count, bool)
+    order = np.random.default_rng([config.seed, 0]).permutation(count)  # as if for an epoch 0
+    held_out[order[: round(config.held_out * count)]] = True
+    return held_out
 
 
 def _initial_state(model: Any, tx: Any, seed: int, images: np.ndarray) -> TrainState:
@@ -422,7 +470,7 @@ def _headline(run: Run) -> str:
 
 def _results(run: Run, record: dict[str, Any], rows: list[logs.Row]) -> dict[str, Any]:
     best = max(rows, key=lambda row: row.get("test_accuracy", -1.0))
-    wrong = float(run.labels.changed.mean())
+    wrong = float(run.labels.changed[run.trained].mean())
     return record | {"last": rows[-1], "best": best, "wrong_labels": wrong}
 
 

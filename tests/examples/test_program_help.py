@@ -20,6 +20,7 @@ from methods import METHODS
 from train import Epoch
 
 from examples.image_classification import compare, train
+from examples.image_classification import study as image_study
 from examples.image_classification.config import Config as ImageConfig
 from examples.image_classification.presets import PRESETS
 from examples.language_model import compare as compare_texts
@@ -70,6 +71,7 @@ OTHERS = {
     "sweep": help_of(sweep.Sweep),
     "choose_rho": help_of(choose_rho.Choice),
     "study": help_of(study.Study),
+    "image study": help_of(image_study.Study),
 }
 
 

@@ -1,0 +1,332 @@
+"""Spends a given number of minutes on comparing methods on CIFAR-10, the most telling runs first.
+
+    python -m examples.image_classification.study DATA --minutes 14 --output runs/study
+
+DATA is what ``train --data`` takes. It is meant for an accelerator: ResNet-18 in bfloat16, batch 128.
+First come short runs with the human labels of CIFAR-10N, which also tell how fast each method is, then
+40 % symmetric noise, then more seeds, and the long runs last. At the end of its time it stops after an
+epoch; the same command goes on there. The tables of what has finished are written every time.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tyro
+
+from . import train
+from .checkpoints import CheckpointError, CheckpointNotSaved
+from .compare import FinishedRun, read_run
+from .config import Config, differences
+from .data import load
+from .logs import write_json
+from .output_folder import explain, held, write_atomically
+
+PROGRAM = "python -m examples.image_classification.study"
+
+METHODS: dict[str, dict] = {
+    "SGD": {"method": "sgd"},
+    "SAM": {"method": "sam", "rho": 0.1},
+    "1-SAM": {"method": "sam", "rho": 0.02, "group_size": 1},
+    "SANER": {"method": "saner", "rho": 0.1},
+    "J-SAM": {"method": "jsam", "rho": 0.1},
+    "NCSAM": {"method": "ncsam", "rho": 0.05, "method_starts": 0.25},
+}
+"""Contenders at the usual weight decay; the radii are the papers', of 1-SAM a fifth of SAM's."""
+
+TUNED = ("SGD", "SAM")
+"""Methods whose weight decay is also chosen, by the held-out noisy labels."""
+
+HEADER = (
+    *("run", "seeds", "test [%]", "memorized [%]", "held-out noisy [%]"),
+    *("images / s", "time / SAM's"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Spends a given number of minutes on the comparison of methods, the most telling runs first."""
+
+    data: tyro.conf.Positional[str]
+    """The images, as --data of the training program takes them, such as a folder or a .npz file."""
+
+    minutes: float = 14.0
+    """Time to spend, the start and compilation included; an epoch that has begun is finished."""
+
+    output: Path = Path("runs/study")
+    """Folder of the runs and of the tables; what is finished in it is not done again."""
+
+    noises: tuple[str, ...] = ("human:worse", "symmetric")
+    """Kinds of label noise, as --noise of the training program takes them."""
+
+    noise_rate: float = 0.4
+    """Share of wrong labels of synthetic noise."""
+
+    decays: tuple[float, ...] = (2e-3, 5e-3)
+    """Weight decays that SGD and SAM are tried with besides 5e-4."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; the first one chooses the weight decays."""
+
+    epochs: tuple[int, ...] = (20, 100)
+    """Lengths of the runs, the short ones first."""
+
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Contenders, the first ones first."""
+
+    model: str = "preact_resnet18"
+    """The network."""
+
+    width: int = 64
+    """Channels of its first stage."""
+
+    precision: str = "bfloat16"
+    """Numbers in which the network computes."""
+
+    subset: int | None = None
+    """Train on this many examples only."""
+
+    batch_size: int = 128
+    """Examples per step."""
+
+    def __post_init__(self):
+        for name in self.methods:
+            if name not in METHODS:
+                raise ValueError(
+                    f"--methods: {name!r} is not valid. Choose from {', '.join(METHODS)}."
+                )
+        if not self.minutes > 0:
+            raise ValueError(f"--minutes: {self.minutes!r} is not valid. It is above 0.")
+        for name in ("noises", "seeds", "epochs", "methods"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name}: nothing is named. Name one at least.")
+
+
+class Job(NamedTuple):
+    """One run.
+
+    Attributes:
+      table: which table it belongs to: the noise and the epochs.
+      name: the line of the table.
+      config: its settings.
+    """
+
+    table: str
+    name: str
+    config: Config
+
+
+def contenders(study: Study) -> dict[str, dict]:
+    """The settings of every line of a table, in the order in which they run."""
+    found = {name: METHODS[name] for name in study.methods}
+    for name in TUNED:
+        if name in study.methods:
+            for decay in study.decays:
+                found[f"{name}, decay {decay:g}"] = METHODS[name] | {"weight_decay": decay}
+    return found
+
+
+def make_job(study: Study, noise: str, epochs: int, name: str, seed: int) -> Job:
+    """The run of a contender."""
+    table = f"{noise.replace(':', '_')}_{epochs}_epochs"
+    folder = name.replace(", decay ", "_decay_").replace(" ", "_")
+    config = Config(
+        data=study.data,
+        subset=study.subset,
+        noise=noise,
+        noise_rate=study.noise_rate,
+        held_out=0.1,
+        augmentation=("crop", "flip"),
+        model=study.model,
+        norm="group",  # perturbations per example need one that does not mix them
+        width=study.width,
+        precision=study.precision,
+        batch_size=study.batch_size,
+        epochs=epochs,
+        learning_rate=0.05,
+        evaluate_every=max(1, epochs // 5),
+        checkpoint_every=max(1, epochs // 4),
+        keep_checkpoints=1,
+        seed=seed,
+        output=study.output / table / folder / str(seed),
+        **contenders(study)[name],
+    )
+    return Job(table, name, config)
+
+
+def finished(job: Job) -> FinishedRun | None:
+    """What the job has left, if it has ended.
+
+    Raises:
+      ValueError: if it was run with other settings.
+    """
+    folder = job.config.output
+    if not (folder / "results.json").exists():
+        return None
+    run = read_run(folder)
+    changed = differences(run.results["config"], job.config.to_json())
+    changed = {name: pair for name, pair in changed.items() if name not in train.MAY_MOVE}
+    if changed:
+        listed = ", ".join(
+            f"{name}: {old!r} then, {new!r} now" for name, (old, new) in changed.items()
+        )
+        raise ValueError(
+            f"--output: {folder} is a run of another study ({listed}). Take its settings, or name "
+            "another --output."
+        )
+    return run
+
+
+def has_failed(job: Job) -> bool:
+    """Whether its loss was not finite; it is not tried again."""
+    return (job.config.output / "diverged.json").exists()
+
+
+def choices(study: Study, noise: str) -> dict[str, str]:
+    """The contender with the best weight decay, of every method that is tried with several.
+
+    It has the best accuracy on held-out noisy labels after the last epoch of the short run of the first
+    seed.
+    """
+    best = {}
+    for method in TUNED:
+        found = {}
+        for name in contenders(study):
+            if name.partition(",")[0] == method:
+                run = finished(make_job(study, noise, study.epochs[0], name, study.seeds[0]))
+                if run is not None:
+                    found[name] = run.results["last"]["held_out_accuracy"]
+        if len(found) > 1:
+            best[method] = max(found, key=found.__getitem__)
+    return best
+
+
+def jobs(study: Study) -> Iterator[Job]:
+    """All runs, the most telling first. Which come later depends on the results of those before."""
+    first, *others = study.seeds
+    stages = [(study.epochs[0], others), *((epochs, study.seeds) for epochs in study.epochs[1:])]
+    for noise in study.noises:
+        for name in contenders(study):
+            yield make_job(study, noise, study.epochs[0], name, first)
+    for epochs, seeds in stages:
+        for seed in seeds:
+            for noise in study.noises:
+                worth = {*study.methods, *choices(study, noise).values()}
+                for name in contenders(study):
+                    if name in worth:
+                        yield make_job(study, noise, epochs, name, seed)
+
+
+def run(study: Study) -> bool:
+    """Runs what there is time for, and writes the tables.
+
+    Returns:
+      Whether everything is done.
+    """
+    deadline = time.monotonic() + 60 * study.minutes
+    with held(study.output):
+        try:
+            return _run_until(study, deadline)
+        finally:
+            report(study)
+
+
+def _run_until(study: Study, deadline: float) -> bool:
+    data = load(study.data)
+    for job in jobs(study):
+        if finished(job) is not None or has_failed(job):
+            continue
+        if time.monotonic() > deadline:
+            return False
+        resume = (job.config.output / "config.json").exists()
+        print(f"{job.table}, {job.name}, seed {job.config.seed}", flush=True)
+        try:
+            train.train(
+                dataclasses.replace(job.config, resume=resume), data=data, deadline=deadline
+            )
+        except train.OutOfTime:
+            return False
+        except train.TrainingDiverged as error:
+            write_json(job.config.output / "diverged.json", {"message": str(error)})
+    return True
+
+
+def table(study: Study, noise: str, epochs: int) -> str | None:
+    """The table of what has finished with this noise and length, or None."""
+    lines = {}
+    for name in contenders(study):
+        runs = [finished(make_job(study, noise, epochs, name, seed)) for seed in study.seeds]
+        runs = [run for run in runs if run is not None]
+        if runs:
+            lines[name] = runs
+    if not lines:
+        return None
+    speeds = {
+        name: statistics.median(row["images_per_second"] for run in runs for row in run.rows)
+        for name, runs in lines.items()
+    }
+    best = choices(study, noise).values()
+    rows = [HEADER, ["---", *["---:"] * (len(HEADER) - 1)]]
+    for name, runs in lines.items():
+        measures = ("test_accuracy", "memorized", "held_out_accuracy")
+        parts = [name, str(len(runs)), *(_mean(runs, measure) for measure in measures)]
+        ratio = f"{speeds['SAM'] / speeds[name]:.2f}" if "SAM" in speeds else "–"
+        parts += [f"{speeds[name]:,.0f}", ratio]
+        if name in best:
+            parts[0] += " (chosen)"
+        rows.append(parts)
+    device, wrong = runs[0].results["device"], runs[0].results["wrong_labels"]
+    notes = (
+        f"{noise}, {100 * wrong:.0f} % wrong labels, {epochs} epochs, {device}. Last epoch, mean ± "
+        "standard deviation over the seeds; images per second of the median epoch. Chosen: of the "
+        "weight decays, by the held-out noisy labels of the first seed."
+    )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{notes}\n"
+
+
+def _mean(runs: list[FinishedRun], measure: str) -> str:
+    values = [100 * run.results["last"].get(measure, np.nan) for run in runs]
+    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{deviation}"
+
+
+def report(study: Study) -> None:
+    """Writes and prints the tables, and says what is missing."""
+    for noise in study.noises:
+        for epochs in study.epochs:
+            text = table(study, noise, epochs)
+            if text is not None:
+                name = f"{noise.replace(':', '_')}_{epochs}_epochs.md"
+                write_atomically(study.output / name, text)
+                print(text)
+    done = {job.config.output for job in jobs(study) if finished(job) or has_failed(job)}
+    missing = [job for job in jobs(study) if job.config.output not in done]
+    write_json(
+        study.output / "study.json",
+        json.loads(json.dumps(dataclasses.asdict(study), default=str))
+        | {"finished": len(done), "missing": len(missing)},
+    )
+    more = " The same command goes on." if missing else ""
+    print(f"{len(done)} runs have finished, {len(missing)} are missing.{more}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    try:
+        run(tyro.cli(Study, args=arguments, prog=PROGRAM, description=__doc__))
+    except KeyboardInterrupt:
+        sys.exit(train.INTERRUPTED)
+    except OSError as error:
+        sys.exit(f"error: {explain(error)}")
+    except (ValueError, CheckpointError, CheckpointNotSaved) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

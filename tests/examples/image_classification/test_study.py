@@ -1,0 +1,169 @@
+"""The program that fills a given number of minutes, and the examples that choose a setting."""
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+
+from examples.image_classification import logs, study, train
+from examples.image_classification.config import Config
+from examples.image_classification.data import load
+from examples.image_classification.study import Study, choices, jobs, run
+
+TINY = Config(subset=64, batch_size=16, width=16, epochs=2, learning_rate=0.02, held_out=0.25)
+
+
+def small(folder, **changes):
+    options = {"noises": ("human:worse", "symmetric"), "decays": (0.01,), "seeds": (0, 1)}
+    return Study("digits", **options | {"epochs": (1, 3), "output": folder} | changes)
+
+
+def pretend(config, data=None, deadline=0.0):
+    """The files of a run, of which the largest weight decay agrees best with held-out labels."""
+    config.output.mkdir(parents=True, exist_ok=True)
+    row = {"epoch": config.epochs, "test_accuracy": 0.5, "memorized": 0.25 + 0.1 * config.seed}
+    row |= {"held_out_accuracy": config.weight_decay, "images_per_second": 1000.0}
+    if config.method != "sgd":
+        row["images_per_second"] = 400.0 if config.group_size else 500.0
+    logs.write_json(config.output / "config.json", config.to_json())
+    logs.write_csv(config.output / "metrics.csv", [row])
+    results = {"config": config.to_json(), "labels_sha256": "", "last": row, "best": row}
+    logs.write_json(config.output / "results.json", results | {"device": "A", "wrong_labels": 0.4})
+
+
+def done(folder):
+    return sorted(str(path.parent.relative_to(folder)) for path in folder.rglob("results.json"))
+
+
+def test_what_tells_most_comes_first(tmp_path, monkeypatch):
+    started = []
+
+    def train_one(config, **options):
+        started.append(config)
+        pretend(config)
+
+    monkeypatch.setattr(train, "train", train_one)
+    assert run(small(tmp_path))
+    lines = [(c.noise, c.epochs, c.seed, c.method, c.weight_decay) for c in started]
+    names = list(study.contenders(small(tmp_path)))
+    assert names == ["SGD", "SAM", "1-SAM", "SANER", "J-SAM", "NCSAM"] + [
+        f"{name}, decay 0.01" for name in ("SGD", "SAM")
+    ]
+    first = [line[:3] for line in lines[: 2 * len(names)]]
+    assert first == [("human:worse", 1, 0)] * len(names) + [("symmetric", 1, 0)] * len(names)
+    later = [line[1:3] for line in lines[2 * len(names) :]]
+    assert later == sorted(later)  # all seeds of the short runs, then the long ones
+    assert {line[1:3] for line in lines} == {(1, 0), (1, 1), (3, 0), (3, 1)}
+    assert all(c.held_out == 0.1 and c.norm == "group" for c in started)
+    assert (tmp_path / "symmetric_3_epochs.md").exists()
+    table = (tmp_path / "human_worse_1_epochs.md").read_text().splitlines()
+    cells = {
+        line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in table[2:10]
+    }
+    assert cells["SGD"] == ["2", "50.0 ± 0.0", "30.0 ± 7.1", "0.1 ± 0.0", "1,000", "0.50"]
+    assert cells["1-SAM"][-2:] == ["400", "1.25"]
+    assert {name for name in cells if "chosen" in name} == {
+        "SGD, decay 0.01 (chosen)",
+        "SAM, decay 0.01 (chosen)",
+    }
+    before = len(started)
+    assert run(small(tmp_path))
+    assert len(started) == before  # nothing is done twice
+    with pytest.raises(ValueError, match=r"another study \(width: 64 then, 32 now\)"):
+        run(small(tmp_path, width=32))
+
+
+def test_a_decay_that_is_not_chosen_gets_no_more_seeds(tmp_path):
+    settings = small(tmp_path, decays=(1e-4,), noises=("symmetric",))
+    planned = jobs(settings)
+    for _ in range(8):  # the first seed of all contenders
+        pretend(next(planned).config)
+    assert choices(settings, "symmetric") == {"SGD": "SGD", "SAM": "SAM"}
+    assert {job.config.weight_decay for job in planned} == {5e-4}
+
+
+def test_it_stops_in_time_and_goes_on(tmp_path, monkeypatch):
+    settings = small(tmp_path, methods=("SGD", "J-SAM"), noises=("symmetric",), seeds=(0,))
+    clock, resumed = [0.0], []
+    monkeypatch.setattr(study.time, "monotonic", lambda: clock[0])
+
+    def slow(config, data, deadline):
+        resumed.append(config.resume)
+        clock[0] += 500
+        if clock[0] > deadline:
+            config.output.mkdir(parents=True)
+            logs.write_json(config.output / "config.json", {})
+            raise train.OutOfTime("the time is over")
+        pretend(config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", slow)
+        assert not run(settings)
+        assert done(tmp_path) == ["symmetric_1_epochs/SGD/0"]
+        patch.setattr(
+            train, "train", lambda config, **_: resumed.append(config.resume) or pretend(config)
+        )
+        assert run(settings)
+    assert resumed == [False, False, True] + 4 * [False]
+    assert len(done(tmp_path)) == 6
+
+
+def test_what_diverges_is_left_out_and_not_tried_again(tmp_path, monkeypatch):
+    settings = small(
+        tmp_path, methods=("SGD", "SAM"), decays=(), noises=("symmetric",), epochs=(1,)
+    )
+    tried = []
+
+    def train_one(config, **_):
+        tried.append(config.method)
+        config.output.mkdir(parents=True)
+        if config.method == "sam":
+            raise train.TrainingDiverged("the loss is nan")
+        pretend(config)
+
+    monkeypatch.setattr(train, "train", train_one)
+    assert run(settings)
+    assert run(settings)
+    assert tried == ["sgd", "sam"] * 2  # of two seeds
+    assert "| SAM |" not in (tmp_path / "symmetric_1_epochs.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ("SDG",)}, r"--methods: 'SDG'.*Choose from SGD, SAM"),
+        ({"minutes": 0}, r"--minutes: 0"),
+        ({"seeds": ()}, r"--seeds: nothing"),
+    ],
+)
+def test_bad_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Study("digits", **changes)
+
+
+def test_held_out_examples_are_not_trained_on():
+    training = train.Run(TINY)
+    assert training.held_out.sum() == 16
+    assert training.steps_per_epoch == 3
+    source = training.epochs._data
+    np.testing.assert_array_equal(source.images, training.data.images[training.trained])
+    np.testing.assert_array_equal(source.labels, training.labels.labels[training.trained])
+    right = training.labels.labels.copy()
+    right[np.flatnonzero(training.held_out)[:4]] = 10  # agrees with no label
+    training.evaluator.predictions = lambda state, chunks, count: np.resize(right, count)
+    row, _ = training.evaluate(None)
+    assert row["held_out_accuracy"] == 0.75
+    assert row["clean_fit"] == row["memorized"] == 1
+    other = train.Run(dataclasses.replace(TINY, seed=1))
+    assert (other.held_out != training.held_out).any()
+
+
+def test_a_run_stops_at_the_deadline_and_resumes(tmp_path):
+    config, data = dataclasses.replace(TINY, checkpoint_every=5, output=tmp_path), load("digits")
+    with pytest.raises(train.OutOfTime, match="after epoch 1"):
+        train.train(config, data=data, deadline=time.monotonic())
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    results = train.train(dataclasses.replace(config, resume=True), data=data)
+    assert results["last"]["epoch"] == 2
+    assert 0 <= results["last"]["held_out_accuracy"] <= 1
