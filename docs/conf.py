@@ -68,6 +68,11 @@ copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
+# For `sphinx-build -b linkcheck`, which needs the internet. GitHub makes anchors with JavaScript.
+linkcheck_timeout = 20
+linkcheck_retries = 2
+linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]
+
 html_theme = "furo"
 html_title = f"optax_sam {release}"
 html_static_path = ["_static"]
