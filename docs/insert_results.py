@@ -15,12 +15,16 @@ import re
 from pathlib import Path
 
 DOCS = Path(__file__).parent
+# What programs read and write, as people write it.
+NAMES = {"rho": "ρ", "alpha": "α", "kappa": "κ", "saner": "SANER"}
 RESULT = re.compile(r"<!-- result: (\S+) -->\n.*?<!-- end of the result -->", re.DOTALL)
 
 
-def rounded(cell: str) -> str:
-    """Numbers with a fraction to three decimals, anything else as it is."""
-    return f"{float(cell):.3f}" if re.fullmatch(r"-?\d+\.\d{4,}(e-?\d+)?", cell) else cell
+def readable(cell: str) -> str:
+    """Numbers with a fraction to three decimals, names as people write them, all else as it is."""
+    if re.fullmatch(r"-?\d+\.\d{4,}(e-?\d+)?", cell):
+        return f"{float(cell):.3f}"
+    return NAMES.get(cell, cell)
 
 
 def text_of(path: Path) -> str:
@@ -28,7 +32,7 @@ def text_of(path: Path) -> str:
     if path.suffix == ".md":
         return path.read_text(encoding="utf-8").strip()
     with path.open(newline="", encoding="utf-8") as file:
-        header, *rows = [[rounded(cell) for cell in row] for row in csv.reader(file)]
+        header, *rows = [[readable(cell) for cell in row] for row in csv.reader(file)]
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

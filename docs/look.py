@@ -1,0 +1,82 @@
+"""Looks at every page of the built site in a browser: wide and as narrow as a phone, light and dark.
+
+    pip install playwright && playwright install chromium
+    python -m sphinx -W -n -b html docs site
+    python docs/look.py site --pictures runs/pages    # ends with 1 if something is wrong on a page
+
+What is looked for: a page that is wider than the window, a picture that does not load, a formula that
+is not drawn (they are drawn by a script from the internet) or does not fit.
+"""
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, TimeoutError, sync_playwright
+
+WINDOWS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
+FAULTS = """() => {
+  const width = document.documentElement.clientWidth;
+  const formulas = [...document.querySelectorAll('mjx-container')];
+  const right = (formula) => formula.firstElementChild.getBoundingClientRect().right;
+  return {
+    'pixels too wide': Math.max(0, document.documentElement.scrollWidth - width),
+    'pictures missing': [...document.images].filter((image) => !image.naturalWidth).length,
+    'formulas not drawn': [...document.querySelectorAll('.math')].filter(
+      (formula) => !formula.querySelector('mjx-container')).length,
+    'formulas with errors': document.querySelectorAll('mjx-merror').length,
+    'formulas too wide': formulas.filter((formula) => right(formula) > width + 1).length,
+  };
+}"""
+DRAWN = "[...document.querySelectorAll('.math')].every((one) => one.querySelector('mjx-container'))"
+
+
+def faults(page: Page, file: Path) -> dict[str, int]:
+    """Opens a page and counts what is wrong with it."""
+    page.goto(file.resolve().as_uri())
+    if page.query_selector(".math"):
+        with contextlib.suppress(TimeoutError):  # is counted as not drawn
+            page.wait_for_function(DRAWN, timeout=30_000)
+    counts: dict[str, int] = page.evaluate(FAULTS)
+    return {name: count for name, count in counts.items() if count}
+
+
+def main() -> int:
+    """Visits the pages.
+
+    Returns:
+      How many visits found a fault.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("site", type=Path, help="folder of the built site")
+    parser.add_argument("--pictures", type=Path, help="a picture of each visit goes here")
+    parser.add_argument("--browser", help="path of a Chromium that is installed already")
+    arguments = parser.parse_args()
+    files = [
+        file for file in sorted(arguments.site.rglob("*.html")) if "_modules" not in file.parts
+    ]
+
+    failed = 0
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=arguments.browser)
+        for window, size in WINDOWS.items():
+            for scheme in ("light", "dark"):
+                options: dict[str, Any] = {"viewport": size, "color_scheme": scheme}
+                page = browser.new_page(**options)
+                for file in files:
+                    name = file.relative_to(arguments.site).with_suffix("").as_posix()
+                    if found := faults(page, file):
+                        failed += 1
+                        print(f"{name}, {window}, {scheme}: {found}", flush=True)
+                    if arguments.pictures:
+                        picture = f"{name.replace('/', '_')}_{window}_{scheme}.png"
+                        page.screenshot(path=arguments.pictures / picture, full_page=True)
+                page.close()
+    print(f"{len(files)} pages, {failed} of {4 * len(files)} visits found a fault")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(), 1))
