@@ -75,7 +75,7 @@ PEOPLE = (
 
 FAMILIES = {
     "people": PEOPLE,
-    "synthetic": tuple(sorted((name for name in SETS if name not in PEOPLE), reverse=True)),
+    "synthetic": tuple(name for name in SETS if name not in PEOPLE),
 }
 """Who made the noise: one table each."""
 
