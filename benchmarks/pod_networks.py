@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 HALF = jnp.bfloat16
 
@@ -38,10 +38,13 @@ def spread(x: jax.Array, batch: NamedSharding | None) -> jax.Array:
     """Says that each chip has its own examples, which the partitioner may not find out by itself.
 
     Under ``group_size`` a network is traced on the examples of one group, which nothing can divide.
+    There it says that no other axis is cut, and the objective's ``spmd_axis_name`` that the groups lie
+    as the batch does; without this, activations travel to where the parameters are cut.
     """
-    if batch is None or x.shape[0] % batch.mesh.shape["data"]:
+    if batch is None:
         return x
-    return jax.lax.with_sharding_constraint(x, batch)
+    spec = batch.spec if x.shape[0] % batch.mesh.shape["data"] == 0 else PartitionSpec()
+    return jax.lax.with_sharding_constraint(x, NamedSharding(batch.mesh, spec))
 
 
 def dense(width: int, name: str) -> nn.Dense:

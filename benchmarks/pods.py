@@ -7,13 +7,22 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+import optax_sam
 from benchmarks import layouts
 from benchmarks.chips import CHIPS, roofline
 from benchmarks.compiled_text import Program, count_once
 from benchmarks.pod_networks import PodNetwork
-from benchmarks.training_steps import ROWS
+from benchmarks.training_steps import RHO, ROWS, Row, grouped, ours
 
 Record = dict[str, Any]
+
+# What is of interest on pods only: NCSAM on a batch that is sharded, and groups that fit a chip's part.
+STEPS = ROWS | {
+    "ncsam, flip ratio 0.2 by weights, logits passed": Row(
+        ours(optax_sam.ncsam, RHO, flip_ratio=0.2, by_weights=True, pass_logits=True)
+    ),
+    "m-SAM, m = 8": grouped(optax_sam.sam, 8),
+}
 
 # Otherwise a product of sharded matrices becomes a loop that passes pieces around, whose rounds the
 # text does not tell; with it the chips gather first, and every collective can be counted.
@@ -80,9 +89,9 @@ def compile_step(cell: Cell, network: PodNetwork, devices: Sequence[Any]) -> Any
     module = network.module
     if "batch" in module.__dataclass_fields__:
         module = module.clone(batch=NamedSharding(mesh, PartitionSpec("data")))
-    row = ROWS[cell.step]
+    row = STEPS[cell.step]
     # A chip takes the whole batch of 1-SAM; JAX's own backend here is a CPU, whose default is less.
-    whole = {"microbatch_size": batch} if row.separates else {}
+    whole = {"microbatch_size": batch, "spmd_axis_name": "data"} if row.separates else {}
     init, step = row.build(module, base=network.optimizer, **whole)
     state = layouts.shard_state(mesh, jax.eval_shape(init, params), params)
     carried = (params, stats, state)

@@ -30,14 +30,25 @@ from benchmarks import pod_tables
 from benchmarks.chips import CHIPS
 from benchmarks.layouts import LAYOUTS
 from benchmarks.pod_networks import NETWORKS
+from benchmarks.pods import STEPS as ALL_STEPS
 from benchmarks.pods import Cell, compile_cell
-from benchmarks.training_steps import ROWS
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "results" / "pods"
-SCALING = ("SGD", "SAM by hand", "optax.contrib.sam, opaque", "sam", "saner", "1-SAM")
+SCALING = (
+    "SGD",
+    "SAM by hand",
+    "optax.contrib.sam, opaque",
+    "sam",
+    "saner",
+    "1-SAM",
+    "m-SAM, m = 8",
+)
 # What says nothing about a pod that another row does not: loops over microbatches, copies of weights.
 LEFT_OUT = ("microbatches", "naive", "penalty", "transparent")
-STEPS = (*SCALING, *(s for s in ROWS if s not in SCALING and not any(w in s for w in LEFT_OUT)))
+STEPS = (
+    *SCALING,
+    *(s for s in ALL_STEPS if s not in SCALING and not any(w in s for w in LEFT_OUT)),
+)
 # Plain data parallelism of the decoder does not fit into a v5e.
 FIRST_CHIP = {"decoder": "v5p"}
 
@@ -58,7 +69,7 @@ def cells() -> Iterator[Cell]:
 
 def allowed(cell: Cell) -> bool:
     """Whether the network and its batch allow the step."""
-    network, row = NETWORKS[cell.network], ROWS[cell.step]
+    network, row = NETWORKS[cell.network], ALL_STEPS[cell.step]
     fits = network.per_chip * cell.chips % row.divisor == 0
     return fits and not (row.separates and network.mixes_examples)
 
@@ -132,7 +143,11 @@ def main(arguments: list[str] | None = None) -> None:
             print("Install it in an environment of its own: pip install -e '.[tpu]'.")
         else:
             compile_missing(wanted, path, options.minutes)
-    pod_tables.write(read(path), options.output)
+    order = {cell: number for number, cell in enumerate(cells())}
+    records = sorted(
+        read(path), key=lambda r: order.get(Cell(*(r[key] for key in Cell._fields)), len(order))
+    )
+    pod_tables.write(records, options.output)
 
 
 if __name__ == "__main__":

@@ -129,12 +129,12 @@ def ours(
       **options: the method's keywords.
     """
 
-    def build(module, base=BASE, microbatch_size=None):
+    def build(module, base=BASE, **of_objective):
         tx = optax.chain(method(*arguments, **options), base)
 
         def step(params, stats, state, inputs, labels):
             objective = objective_of(module, stats, inputs, labels)
-            objective = objective.replace(microbatch_size=microbatch_size)
+            objective = objective.replace(**of_objective)
 
             def loss_fn(params):
                 logits, stats = objective.logits_and_aux(params)

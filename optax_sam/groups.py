@@ -41,7 +41,8 @@ def mean_over_groups(
 
     def several(part: Any) -> Any:
         groups, shares = part
-        results = jax.vmap(one)(groups) if side_by_side > 1 else _expand(one(_first(groups)))
+        of_groups = jax.vmap(one, spmd_axis_name=objective.spmd_axis_name)
+        results = of_groups(groups) if side_by_side > 1 else _expand(one(_first(groups)))
 
         def average(x: jax.Array) -> jax.Array:
             if not _tree.is_floating(x):

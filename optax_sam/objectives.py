@@ -61,9 +61,14 @@ class Objective:
       has_aux: whether ``apply_fn`` returns auxiliary output beside the logits. With microbatches,
         output per example is joined, and other floating output is averaged; it has no derivative.
       loss_scale: see :func:`optax_sam.loss_scaled`; a positive scalar that may be traced.
+      spmd_axis_name: as in ``jax.vmap``: the mesh axis, or a tuple of them, over which the batch is
+        sharded under ``jit``. With ``group_size`` the network is traced on the examples of one group,
+        and its own sharding constraints then also say that the groups lie along this axis. Where
+        parameters are cut over the same axis, activations would travel without it. None: XLA decides.
 
     Raises:
-      TypeError: if ``apply_fn``, ``loss`` or ``penalty`` is not callable; when called, if the labels do
+      TypeError: if ``apply_fn``, ``loss`` or ``penalty`` is not callable, or ``spmd_axis_name`` is no
+        name; when called, if the labels do
         not fit the default loss.
       ValueError: if the batch axes disagree or ``microbatch_size`` does not divide B; when called, if
         the loss is not one value per example, if ``apply_fn`` returns a tuple without ``has_aux`` (and
@@ -90,6 +95,7 @@ class Objective:
         microbatch_size: int | None = None,
         has_aux: bool = False,
         loss_scale: chex.Numeric | None = None,
+        spmd_axis_name: str | tuple[str, ...] | None = None,
     ):
         self.apply_fn = check_callable("apply_fn", apply_fn, _APPLY)
         if _is_linen_module(apply_fn):
@@ -102,6 +108,7 @@ class Objective:
             check_callable("penalty", penalty, "Pass a function params -> scalar.")
         if loss_scale is not None:
             check_scale("loss_scale", loss_scale)
+        self.spmd_axis_name = _check_axis(spmd_axis_name)
         self.inputs = inputs
         self.labels = labels
         self.weights = weights
@@ -313,6 +320,7 @@ class Objective:
             "microbatch_size": self.microbatch_size,
             "has_aux": self.has_aux,
             "loss_scale": self.loss_scale,
+            "spmd_axis_name": self.spmd_axis_name,
         }
         unknown = sorted(set(changes) - set(arguments))
         if unknown:
@@ -380,7 +388,8 @@ class Objective:
         ]
         leaves, static = zip(*callables, strict=True)
         arrays = (self.inputs, self.labels, self.weights, self.loss_scale)
-        return (leaves, arrays), (static, self.microbatch_size, self.has_aux)
+        options = (self.microbatch_size, self.has_aux, self.spmd_axis_name)
+        return (leaves, arrays), (static, *options)
 
     @classmethod
     def tree_unflatten(cls, static: tuple[Any, ...], children: tuple[Any, ...]) -> Self:
@@ -388,7 +397,8 @@ class Objective:
         objective = object.__new__(cls)
         leaves, arrays = children
         objective.inputs, objective.labels, objective.weights, objective.loss_scale = arrays
-        functions, objective.microbatch_size, objective.has_aux = static
+        functions, *options = static
+        objective.microbatch_size, objective.has_aux, objective.spmd_axis_name = options
         objective.apply_fn, objective.loss, objective.penalty = (
             leaf if function is None else function
             for leaf, function in zip(leaves, functions, strict=True)
@@ -460,6 +470,17 @@ def _is_linen_module(function: Any) -> bool:
         f"{base.__module__}.{base.__name__}" == "flax.linen.module.Module"
         for base in type(function).__mro__
     )
+
+
+def _check_axis(name: Any) -> str | tuple[str, ...] | None:
+    """The name of an axis, or several of them."""
+    names = name if isinstance(name, tuple) else (name,)
+    if name is not None and not all(isinstance(one, str) for one in names):
+        raise TypeError(
+            f"spmd_axis_name must be the name of a mesh axis or a tuple of names, got {show(name)}. "
+            "Write e.g. spmd_axis_name='data', the axis that the batch is sharded over."
+        )
+    return name  # type: ignore[no-any-return]
 
 
 def _check_indices(indices: Any, batch_size: int) -> None:

@@ -776,6 +776,8 @@ ROWS["Objective"] = [
         for what, f, echo, remedy in PENALTY_MISTAKES
     ],
     *number("microbatch_size", 0, "at least 1", lambda m: objective(microbatch_size=m)),
+    Row("spmd_axis_name is a number", lambda: objective(spmd_axis_name=0), TypeError,
+        "spmd_axis_name", "0", "spmd_axis_name='data'"),
     Row("microbatch_size = 2.0", lambda: objective(microbatch_size=2.0), TypeError,
         "microbatch_size", "2.0", "an integer"),
     Row("microbatch_size does not divide", lambda: objective(microbatch_size=4), ValueError,

@@ -213,6 +213,28 @@ def test_microbatches_under_shard_map_are_reduced_once():
     chex.assert_trees_all_close(compiled(params, *batch), expected, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("group_size", [1, 4])
+def test_constraints_say_that_groups_lie_along_the_batch_axis(group_size):
+    """A network is traced on one group, whose examples no mesh can cut; the groups can be."""
+    layout = LAYOUTS["data parallel"]
+    params, _, *batch = arguments(BASE.init, layout)
+
+    def apply(params, inputs):
+        outputs = apply_mlp(params, inputs)
+        return jax.lax.with_sharding_constraint(outputs, NamedSharding(layout.mesh, P()))
+
+    def direction(params, inputs, labels):
+        tx = optax_sam.sam(RHO, group_size=group_size)
+        options = {"microbatch_size": len(labels), "spmd_axis_name": "data"}
+        objective = Objective(apply, inputs, labels, **options)
+        return tx.update(params, tx.init(params), params, loss_fn=objective)[0]
+
+    text = jax.jit(direction).lower(params, *batch).as_text()
+    constraints = [line for line in text.splitlines() if "sharding_constraint" in line]
+    assert constraints
+    assert all('[{"data"}, {}, {}]' in line for line in constraints)
+
+
 def test_saying_how_the_examples_lie_mixes_none():
     layout = LAYOUTS["data parallel"]
     params, _, *batch = arguments(BASE.init, layout)

@@ -93,9 +93,8 @@ def ascend(trace: Trace, plan: Plan, leaves: list[jax.Array], groups: Any) -> As
         return value, (logits, recorder.captured)
 
     gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    (losses, (logits, captured)), (cotangents, gradients) = jax.vmap(gradient, (None, None, 0))(
-        taps, others, groups
-    )
+    of_groups = jax.vmap(gradient, (None, None, 0), spmd_axis_name=trace.objective.spmd_axis_name)
+    (losses, (logits, captured)), (cotangents, gradients) = of_groups(taps, others, groups)
     for index, leaf in enumerate(plan.leaves):
         if leaf.method == plans.KERNEL:
             gradients[index] = jax.vmap(leaf.gradient)(captured, cotangents)

@@ -194,7 +194,9 @@ def perturbed_logits(
         return resolve_all(logits, visitor, "is itself a logit")
 
     kept = (ascent.captured, ascent.cotangents, ascent.gradients)
-    logits = jax.vmap(one, (None, 0, 0, 0, 0, 0))(leaves, factors, *kept, groups)
+    axis = trace.objective.spmd_axis_name
+    of_groups = jax.vmap(one, (None, 0, 0, 0, 0, 0), spmd_axis_name=axis)
+    logits = of_groups(leaves, factors, *kept, groups)
     return trace.logits(logits)
 
 
@@ -204,5 +206,6 @@ def clean_logits(trace: Trace, leaves: list[jax.Array], groups: Any) -> chex.Arr
     def one(leaves: list[jax.Array], group: Any) -> list[Any]:
         return walk(trace.jaxpr, [*leaves, *jax.tree.leaves(group)], _Perturber({}))
 
-    logits = jax.vmap(one, (None, 0))(leaves, groups)
+    axis = trace.objective.spmd_axis_name
+    logits = jax.vmap(one, (None, 0), spmd_axis_name=axis)(leaves, groups)
     return trace.logits(logits)
