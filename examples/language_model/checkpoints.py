@@ -63,7 +63,7 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
         """Saves a pytree of arrays and a JSON record; complete when it returns."""
-        arrays = _named(state)
+        arrays = named(state)
         record = record | {"step": step, "arrays": _manifest(arrays), "sums": _checksums(arrays)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
@@ -108,7 +108,7 @@ class Checkpoints:
             raise self._refuse(step, f"it is that of step {record['step']} under another name")
         if check is not None:
             check(record)
-        expected = _named(like)
+        expected = named(like)
         for name in sorted(record["arrays"].keys() | expected.keys()):
             then, now = record["arrays"].get(name), _manifest(expected).get(name)
             if then != now:
@@ -156,8 +156,11 @@ class Checkpoints:
         )
 
 
-def _named(tree: Any) -> dict[str, Any]:
-    """The leaves by their path; orbax stores a flat dictionary the same way in all versions."""
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves by their path, such as ``layers.up.kernel``.
+
+    Orbax stores a flat dictionary the same way in all versions.
+    """
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 

@@ -8,6 +8,7 @@ Runs that differ in nothing but the seed are one line: mean ± standard deviatio
 import dataclasses
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from . import logs
-from .config import BOOKKEEPING, differences
+from .config import BOOKKEEPING, complete, differences
 from .figures import STYLE, save
 from .output_folder import explain, held, write_atomically
 
@@ -31,10 +32,22 @@ COLUMNS = {
     "forgotten": lambda run: (
         run["last"].get("earlier_loss", np.nan) - run["before"].get("earlier_loss", np.nan)
     ),
+    "noisy accuracy": lambda run: run.get("all_texts", {}).get("noisy_accuracy", np.nan),
+    "clean accuracy": lambda run: run.get("all_texts", {}).get("clean_accuracy", np.nan),
+    "memorized": lambda run: run.get("all_texts", {}).get("memorized", np.nan),
     "rise at ε": lambda run: run["sharpness"]["rise"],
     "eigenvalue": lambda run: run["sharpness"].get("eigenvalue", np.nan),
 }
 """Title of a column -> its number of a run."""
+
+PANELS = {
+    "validation_loss": "validation loss, nats per {}",
+    "earlier_loss": "loss of the earlier text, nats per {}",
+    "noisy_accuracy": "held out, given labels",
+    "clean_accuracy": "held out, true labels",
+    "memorized": "wrong labels that are predicted",
+}
+"""Number of a row -> what it is, for the figure."""
 
 NOT_NAMED = BOOKKEEPING | {"seed", "method", "start_from"}
 """Settings in which runs of one line may differ, and the method, which comes first."""
@@ -80,7 +93,9 @@ def group_runs(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     Runs that start from others are one line if the folders of those differ in what stands behind the
     last underscore, where a seed is expected: ``sam_0``, ``sam_1``.
     """
-    configs = [run["config"] for run in runs]
+    configs = [complete(run["config"]) for run in runs]
+    if len(tasks := sorted({config["task"] for config in configs})) > 1:
+        raise ValueError(f"the tasks of these runs are {' and '.join(tasks)}. Compare runs of one.")
     differing = {name for config in configs for name in differences(configs[0], config)} - NOT_NAMED
     groups: dict[str, list[dict[str, Any]]] = {}
     for run, config in zip(runs, configs, strict=True):
@@ -103,21 +118,33 @@ def cell(values: list[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.3f}"
 
 
-def table(groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+def numbers_of(groups: dict[str, list[dict[str, Any]]]) -> list[logs.Row]:
+    """A row per run: its line of the table, its seed, and its numbers."""
+    return [
+        {"run": name, "seed": run["config"]["seed"]}
+        | {"steps": run["config"]["steps"], "gradients": run["gradients"]}
+        | {title: number(run) for title, number in COLUMNS.items()}
+        for name, runs in groups.items()
+        for run in runs
+    ]
+
+
+def table(rows: list[logs.Row]) -> list[list[str]]:
     """The header and a line per setting; a column without any number is left out."""
     lines = [["run", "seeds", "steps", "gradients", *COLUMNS]]
-    for name, runs in groups.items():
-        counts = [runs[0]["config"]["steps"], runs[0]["gradients"]]
-        cells = [cell([number(run) for run in runs]) for number in COLUMNS.values()]
-        lines.append([name, str(len(runs)), *map(str, counts), *cells])
+    for name in dict.fromkeys(row["run"] for row in rows):
+        runs = [row for row in rows if row["run"] == name]
+        counts = [len(runs), runs[0]["steps"], runs[0]["gradients"]]
+        cells = [cell([run[title] for run in runs]) for title in COLUMNS]
+        lines.append([name, *map(str, counts), *cells])
     used = [i for i in range(len(lines[0])) if any(line[i] != "–" for line in lines[1:])]
     return [[line[i] for i in used] for line in lines]
 
 
 def plot(groups: dict[str, list[dict[str, Any]]]) -> Figure:
-    """The validation loss along the steps, mean of the seeds; if there is one, of the earlier text."""
-    names = {"validation_loss": "validation loss", "earlier_loss": "loss of the earlier text"}
-    found = [name for name in names if all(name in runs[0]["last"] for runs in groups.values())]
+    """What the validation gives along the steps, mean of the seeds."""
+    found = [name for name in PANELS if all(name in runs[0]["last"] for runs in groups.values())]
+    unit = "text" if "noisy_accuracy" in found else "byte"
     colors = matplotlib.color_sequences["tab20"]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.5 * len(found) + 4, 4), layout="constrained")
@@ -127,24 +154,27 @@ def plot(groups: dict[str, list[dict[str, Any]]]) -> Figure:
                 steps = [row["step"] for row in runs[0]["rows"]]
                 values = np.mean([[row[name] for row in run["rows"]] for run in runs], axis=0)
                 axes.plot(steps, values, label=label, color=colors[index % len(colors)])
-            axes.set(xlabel="step", ylabel=f"{names[name]}, nats per byte")
+            axes.set(xlabel="step", ylabel=PANELS[name].format(unit))
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return figure
 
 
-def write(folder: Path, groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
-    """Writes table.md, table.csv and curves.png; returns the table."""
-    header, *lines = table(groups)
+def write(
+    folder: Path, groups: dict[str, list[dict[str, Any]]], others: Iterable[logs.Row] = ()
+) -> list[list[str]]:
+    """Writes table.md, table.csv and curves.png; returns the table.
+
+    Args:
+      folder: where to.
+      groups: the runs of each line.
+      others: rows of runs that are not at hand, for the tables only.
+    """
+    rows = [*numbers_of(groups), *others]
+    header, *lines = table(rows)
     rule = ["---", *["---:"] * (len(header) - 1)]
     text = "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
     write_atomically(folder / "table.md", text + "\n")
-    numbers = [
-        {"run": name, "seed": run["config"]["seed"], "gradients": run["gradients"]}
-        | {title: number(run) for title, number in COLUMNS.items()}
-        for name, runs in groups.items()
-        for run in runs
-    ]
-    logs.write_csv(folder / "table.csv", numbers)
+    logs.write_csv(folder / "table.csv", rows)
     save(plot(groups), folder / "curves.png")
     return [header, *lines]
 

@@ -13,21 +13,58 @@ from .methods import METHODS
 BOOKKEEPING = frozenset({"output", "resume", "checkpoint_every", "keep_checkpoints", "curvature"})
 """Settings that change no result."""
 
+ONLY = {
+    "pattern": "language",
+    **dict.fromkeys(
+        ("text_column", "label_column", "clean_label_column", "answer_columns"), "classification"
+    ),
+    **dict.fromkeys(("noise_rate", "pooling"), "classification"),
+}
+"""Settings that only one task has."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Settings of a run."""
 
     # Text
+    task: Literal["language", "classification"] = "language"
+    """What is learned: the next byte of a text, or the class of every text, by labels of which some are
+    wrong."""
+
     text: str = "stdlib"
     """What is learned: stdlib (the source of Python's standard library), manual (Python's language
-    reference, in English), or a file or folder of yours. Both built-in texts come with Python."""
+    reference, in English), or a file or folder of yours. Both built-in texts come with Python. For
+    classification: a table of texts and labels (CSV, Parquet or JSON lines), or stdlib, in which the
+    class of some lines is the package that they are from, and 40 % of the labels are wrong."""
 
     pattern: str = "*"
     """Of a folder: which file names count, for example *.py."""
 
     validation_share: float = 0.1
-    """Share of the files that are kept for validation; of a single file, its end."""
+    """Share of the files that are kept for validation; of a single file, its end; of a table, the share
+    of its texts."""
+
+    # Classification
+    text_column: str = "text"
+    """Of a table: the column with the texts. Of a long text, the first --context bytes count."""
+
+    label_column: str = "label"
+    """Of a table: the column with the classes, integers or strings."""
+
+    clean_label_column: str | None = None
+    """Of a table: a column with the true classes, for evaluation only. It may be empty where they are
+    not known."""
+
+    answer_columns: tuple[str, ...] = ()
+    """Of a table: in place of --label-column, one column for each person who answered, empty where
+    somebody did not. The label is what most answered."""
+
+    noise_rate: float | None = None
+    """Make this share of the labels wrong, each by another class, to try things out."""
+
+    pooling: Literal["mean", "last"] = "mean"
+    """What the classes are told from: the mean of all positions, or the last one."""
 
     # Network
     layers: int = 4
@@ -47,11 +84,12 @@ class Config:
 
     # Fine-tuning
     start_from: Path | None = None
-    """Folder of a finished run, whose network is trained on. Its own text is evaluated too, which
-    shows how much is forgotten."""
+    """Folder of a finished run of a language model, whose network is trained on. Its own text is
+    evaluated too, which shows how much is forgotten; for classification it is not."""
 
     adapter_rank: int | None = None
-    """Train adapters of this rank (LoRA) in place of the network, and perturb only them."""
+    """Train adapters of this rank (LoRA) in place of the network, and perturb only them. A classifier,
+    which is new, is trained and perturbed too."""
 
     # Method
     method: str = "adamw"
@@ -64,6 +102,9 @@ class Config:
     """Which parameters are perturbed: all that are trained, or the scales of the normalization layers
     (SAM-ON)."""
 
+    preconditioned: bool = False
+    """Of functional_sam: climb along the gradient divided by the root of Adam's second moment."""
+
     method_starts: float = 0.0
     """Share of the steps that are plain AdamW before the method begins (late SAM)."""
 
@@ -75,7 +116,7 @@ class Config:
     """Training steps."""
 
     batch_size: int = 16
-    """Windows of text per step, of all devices together."""
+    """Windows of text per step, or labelled texts, of all devices together."""
 
     learning_rate: float = 3e-3
     """Highest learning rate; it falls to a tenth along a cosine."""
@@ -102,7 +143,8 @@ class Config:
     """Steps between two lines of metrics.csv; the last step always has one."""
 
     evaluation_windows: int = 256
-    """Windows of the validation text that are evaluated, evenly chosen."""
+    """Windows of the validation text that are evaluated, evenly chosen; for classification, labelled
+    texts of either part, and all of them after the last step."""
 
     curvature: bool = False
     """After the last step, find the largest eigenvalue of the Hessian too; it is slow to compile."""
@@ -125,9 +167,11 @@ class Config:
             choices = get_args(field.type)
             if choices and all(isinstance(choice, str) for choice in choices):
                 _require_one_of(choices, _flag(field.name), getattr(self, field.name))
-        for name in ("validation_share", "method_starts", "warmup"):
+        for name in ("validation_share", "method_starts", "warmup", "noise_rate"):
             value = getattr(self, name)
-            _require(0 <= value < 1, _flag(name), value, "It is a share in [0, 1).")
+            _require(
+                value is None or 0 <= value < 1, _flag(name), value, "It is a share in [0, 1)."
+            )
         _require(self.validation_share > 0, "--validation-share", self.validation_share, "Above 0.")
         for name in ("rho", "weight_decay"):
             value = getattr(self, name)
@@ -151,6 +195,26 @@ class Config:
             "--model-devices",
             self.model_devices,
             f"It must divide --heads {self.heads}: each device has whole heads.",
+        )
+        for field in dataclasses.fields(self):
+            task, value = ONLY.get(field.name, self.task), getattr(self, field.name)
+            _require(
+                task == self.task or value == field.default,
+                _flag(field.name),
+                value,
+                f"It is a setting of --task {task}: leave it out, or name this task.",
+            )
+        _require(
+            self.task == "language" or self.text != "manual",
+            "--text",
+            self.text,
+            "It has no labels. Name a table of texts and labels, or stdlib.",
+        )
+        _require(
+            not self.answer_columns or self.label_column == "label",
+            "--label-column",
+            self.label_column,
+            "With --answer-columns the label is what most answered: leave it out.",
         )
         _require(
             self.checkpoint_every % self.evaluate_every == 0,
@@ -179,6 +243,12 @@ class Config:
             "method.",
         )
         _require(
+            not self.preconditioned or self.method == "functional_sam",
+            "--preconditioned",
+            self.preconditioned,
+            f"It is an option of --method functional_sam, not of {self.method}.",
+        )
+        _require(
             not self.output.exists() or self.output.is_dir(),
             "--output",
             str(self.output),
@@ -190,12 +260,17 @@ class Config:
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))
 
 
+def complete(run: dict) -> dict:
+    """The settings of a run; one that its version did not have has its default."""
+    return Config().to_json() | run
+
+
 def differences(one: dict, other: dict) -> dict[str, tuple]:
     """The settings in which two runs differ, of those that may change the results."""
+    one, other = complete(one), complete(other)
+    names = sorted((one.keys() | other.keys()) - BOOKKEEPING)
     return {
-        name: (one.get(name), other.get(name))
-        for name in sorted((one.keys() | other.keys()) - BOOKKEEPING)
-        if one.get(name) != other.get(name)
+        name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)
     }
 
 

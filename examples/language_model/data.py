@@ -30,7 +30,7 @@ class Windows(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a step is given; all have the shape ``(batch, context)``.
+    """What a step is given; all have the shape ``(batch, context)``; see labelled.py for classes.
 
     Attributes:
       inputs: int32, bytes.
@@ -151,20 +151,30 @@ def batch_of(windows: Windows, indices: np.ndarray, size: int | None = None) -> 
 
 
 def training_batch(windows: Windows, batch_size: int, seed: int, step: int) -> Batch:
-    """The batch of a step, counted from 0: a function of the seed, so there is no state to lose.
+    """The batch of a step, counted from 0."""
+    return batch_of(windows, training_indices(len(windows), batch_size, seed, step))
+
+
+def training_indices(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """The indices of a step's batch: a function of the seed, so there is no state to lose.
 
     Every pass over the text has an order of its own; what is left of it behind its last whole batch
     is left out.
     """
-    passed, place = divmod(step, len(windows) // batch_size)
-    order = np.random.default_rng([seed, passed]).permutation(len(windows))
-    return batch_of(windows, order[place * batch_size : (place + 1) * batch_size])
+    passed, place = divmod(step, count // batch_size)
+    order = np.random.default_rng([seed, passed]).permutation(count)
+    return order[place * batch_size : (place + 1) * batch_size]
 
 
 def evaluation_batches(windows: Windows, count: int, batch_size: int) -> list[Batch]:
     """At most ``count`` windows, evenly chosen."""
-    chosen = np.unique(np.linspace(0, len(windows) - 1, min(count, len(windows))).astype(int))
+    chosen = evenly_chosen(len(windows), count)
     return [
         batch_of(windows, chosen[start : start + batch_size], batch_size)
         for start in range(0, len(chosen), batch_size)
     ]
+
+
+def evenly_chosen(total: int, count: int) -> np.ndarray:
+    """The indices of at most ``count`` of them."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))

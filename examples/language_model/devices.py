@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 CUT = {
     **dict.fromkeys(("query", "key", "value", "up", "head"), ("data", "model")),
     **dict.fromkeys(("output", "down", "embedding"), ("model", "data")),
+    "classifier": ("data", None),  # there may be any number of classes
     "lora_a": ("data", None),
     "lora_b": (None, "data"),
     "scale": ("data",),

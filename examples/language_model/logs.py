@@ -59,6 +59,8 @@ class Terminal:
         """Prints what some steps gave."""
         parts = [f"step {int(row['step']):>{len(str(steps))}}/{steps}", f"loss {row['loss']:.3f}"]
         names = {"validation_loss": "validation", "earlier_loss": "earlier text"}
+        names |= {name: name.replace("_", " ") for name in ("noisy_accuracy", "clean_accuracy")}
+        names["memorized"] = "memorized"
         parts += [f"{names[name]} {row[name]:.3f}" for name in names if name in row]
         self.say("  ".join([*parts, f"{row['bytes_per_second']:,.0f} bytes/s"]))
 

@@ -50,6 +50,8 @@ def make_method(config: "Config") -> optax.GradientTransformationExtraArgs:
         options["mask"] = norm_scales
     if config.every_k is not None:
         options["every_k"] = config.every_k
+    if config.preconditioned:  # by the moment of the AdamW below, which the step hands to it
+        options["preconditioner"] = optax_sam.scale_by_second_moment()
     if start := start_step(config):
         options["start_step"] = start
     return method(config.rho, **options)

@@ -48,6 +48,21 @@ class RMSNorm(nnx.Module):
         return self.scale * x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
 
 
+class ClassifierParam(nnx.Param):
+    """A parameter that no language model has: it is trained beside adapters too."""
+
+
+class Classifier(nnx.Module):
+    """``x @ kernel``: the logits of the classes, in float32."""
+
+    def __init__(self, width: int, classes: int, rngs: nnx.Rngs):
+        initialize = jax.nn.initializers.lecun_normal()
+        self.kernel = ClassifierParam(initialize(rngs.params(), (width, classes)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x.astype(jnp.float32) @ self.kernel
+
+
 class Layer(nnx.Module):
     """Causal attention, then two dense layers, each behind a normalization and with a shortcut."""
 
@@ -90,14 +105,14 @@ def rotated(x: jax.Array) -> jax.Array:
 
 
 class Transformer(nnx.Module):
-    """Logits of the next byte at every position.
+    """Logits of the next byte at every position, or, with ``classes``, of a text's class.
 
     The layers are one module whose parameters have a leading axis of layers; a scan runs through it, so
     the program is compiled for one layer whatever their number. With rematerialization the backward
     pass keeps only the input of every layer and computes the rest again.
     """
 
-    def __init__(self, config: Config, rngs: nnx.Rngs):
+    def __init__(self, config: Config, rngs: nnx.Rngs, classes: int | None = None):
         @nnx.split_rngs(splits=config.layers)
         @nnx.vmap
         def stack(rngs):
@@ -107,18 +122,46 @@ class Transformer(nnx.Module):
         self.embedding = nnx.Param(embed(rngs.params(), (BYTES, config.width)))
         self.layers = stack(rngs)
         self.norm = RMSNorm(config.width)
-        self.head = Linear(config.width, BYTES, config, rngs)
+        self.pooling = config.pooling
+        self.classifies = classes is not None
+        if self.classifies:
+            self.classifier = Classifier(config.width, classes, rngs)
+        else:
+            self.head = Linear(config.width, BYTES, config, rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Logits, float32, shape ``(batch, positions, 256)``, of bytes ``(batch, positions)``."""
+        """Logits, float32, of bytes ``(batch, positions)``.
+
+        Their shape is ``(batch, positions, 256)``, with classes ``(batch, classes)``. Bytes are then −1
+        behind the end of a text, and the logits do not depend on how much of that there is.
+        """
 
         @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
         @nnx.remat
         def through_layers(x, layer):
             return by_batch(layer(x))
 
-        x = through_layers(by_batch(self.embedding[tokens]), self.layers)
+        x = through_layers(by_batch(self.embedding[jnp.maximum(tokens, 0)]), self.layers)
+        if self.classifies:
+            return self.classifier(pooled(self.norm(x), tokens >= 0, self.pooling))
         return self.head(self.norm(x)).astype(jnp.float32)
+
+
+def pooled(x: jax.Array, is_text: jax.Array, pooling: str) -> jax.Array:
+    """One vector for every text.
+
+    Args:
+      x: shape ``(batch, positions, features)``.
+      is_text: bools, shape ``(batch, positions)``, False behind the end of a text.
+      pooling: ``"mean"`` of the text's positions, or the ``"last"`` one, which has seen the whole text.
+
+    Returns:
+      Shape ``(batch, features)``.
+    """
+    lengths = jnp.sum(is_text, axis=1)
+    if pooling == "last":
+        return jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)[:, 0]
+    return jnp.einsum("bpf,bp->bf", x, is_text.astype(x.dtype)) / lengths[:, None]
 
 
 def by_batch(x: jax.Array) -> jax.Array:
@@ -129,10 +172,14 @@ def by_batch(x: jax.Array) -> jax.Array:
 
 
 def merged(network: Any, adapters: Any) -> Any:
-    """The network with its adapters added to its kernels: it then needs none."""
+    """The network with its adapters added to its kernels: it then needs none.
+
+    A classifier, which is trained beside the adapters, comes along.
+    """
     if "kernel" in network:
         return {"kernel": network["kernel"] + adapters["lora_a"] @ adapters["lora_b"]}
-    return {
+    adapted = {
         name: merged(part, adapters[name]) if name in adapters else part
         for name, part in network.items()
     }
+    return adapted | {name: part for name, part in adapters.items() if name not in network}

@@ -7,6 +7,7 @@ steps and at equal gradients. Then the networks are trained on the English of Py
 shows how much of the source text they forget. Started again, it goes on where it was stopped.
 """
 
+import csv
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,7 @@ TUNED = dataclasses.replace(
 )
 
 SAM = {"method": "sam"}
-FUNCTIONAL = {"method": "jsam"}
+FUNCTIONAL = {"method": "functional_sam"}
 ROWS = (
     ("learning", "AdamW", None, {}),
     ("learning", "AdamW, twice the steps", None, {"steps": 400}),
@@ -52,6 +53,12 @@ ROWS = (
     ("tuning", "SAM, ρ = 0.2, the last quarter", "SAM, ρ = 0.2, the last quarter", {}),
     ("learning", "SAM, ρ = 0.2, normalization only", None, SAM | {"rho": 0.2, "perturb": "norms"}),
     ("learning", "Functional-SAM, ρ = 0.2", None, FUNCTIONAL | {"rho": 0.2}),
+    (
+        "learning",
+        "Functional-SAM, ρ = 0.2, preconditioned",
+        None,
+        FUNCTIONAL | {"rho": 0.2, "preconditioned": True},
+    ),
     ("tuning", "AdamW; adapters", "AdamW", {"adapter_rank": 4}),
     ("tuning", "AdamW; adapters by SAM, ρ = 0.05", "AdamW", {"adapter_rank": 4} | SAM),
 )
@@ -69,7 +76,7 @@ class Study:
     """Folder of the runs."""
 
     tables: Path | None = None
-    """Folder of the tables and figures; without it the same."""
+    """Folder of the tables and figures; by default in the folder of the runs."""
 
     seeds: tuple[int, ...] = (0, 1)
     """Seeds of the initial network and of the order of the text."""
@@ -100,7 +107,10 @@ def runs(study: Study) -> Iterator[tuple[str, str, Config]]:
 
 
 def run(study: Study) -> None:
-    """Trains what is missing, and writes the tables of what has finished."""
+    """Trains what is missing, and writes the tables of what has finished.
+
+    A table that is there already keeps its rows of runs whose folders are not.
+    """
     groups: dict[str, dict[str, list]] = {"learning": {}, "tuning": {}}
     for part, name, config in runs(study):
         finished = (config.output / "results.json").exists()
@@ -113,7 +123,22 @@ def run(study: Study) -> None:
         folder = (study.tables or study.output / "tables") / part
         folder.mkdir(parents=True, exist_ok=True)
         if named:
-            write(folder, named)
+            write(folder, named, _rows_of_others(folder / "table.csv", part, named))
+
+
+def _rows_of_others(path: Path, part: str, named: dict[str, list]) -> list[dict]:
+    at_hand = {(name, run["config"]["seed"]) for name, runs in named.items() for run in runs}
+    known = {name for of, name, *_ in ROWS if of == part}
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [
+            {title: value if title == "run" else float(value) for title, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+    for row in rows:
+        row |= {title: int(row[title]) for title in ("seed", "steps", "gradients")}
+    return [row for row in rows if row["run"] in known and (row["run"], row["seed"]) not in at_hand]
 
 
 if __name__ == "__main__":

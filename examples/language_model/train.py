@@ -1,8 +1,9 @@
-"""Trains a language model on bytes of text.
+"""Trains a language model on bytes of text, or a classifier of texts whose labels are partly wrong.
 
     python -m examples.language_model.train                                       # minutes on a CPU
     python -m examples.language_model.train --method sam --output runs/sam
     python -m examples.language_model.train --start-from runs/sam --text manual --adapter-rank 8
+    python -m examples.language_model.train --task classification --text reviews.csv
     python -m examples.language_model.train --help                                # all settings
 
 The output folder gets config.json, metrics.csv, checkpoints, the trained network, results.json and a
@@ -25,15 +26,16 @@ import numpy as np
 import tyro
 from jax.experimental import multihost_utils
 
-from . import data, figures, logs
-from .checkpoints import Checkpoint, CheckpointError, CheckpointNotSaved, Checkpoints
+from . import figures, logs
+from .checkpoints import Checkpoint, CheckpointError, CheckpointNotSaved, Checkpoints, named
 from .config import Config, differences
-from .devices import fetch, make_mesh, spread
+from .devices import fetch, make_mesh, shardings, spread
 from .interrupts import between_steps
 from .methods import gradients, make_optimizer
-from .model import merged
+from .model import BYTES, merged
 from .output_folder import explain, held
 from .steps import Trainer, TrainState
+from .tasks import Classification, Language, summary
 
 PROGRAM = "examples.language_model.train"
 INTERRUPTED = 130  # what shells expect of a program that was stopped by Ctrl-C
@@ -72,7 +74,7 @@ class Processes:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Trains a language model on bytes of text."""
+    """Trains a language model on bytes of text, or a classifier of texts."""
 
     settings: tyro.conf.OmitArgPrefixes[Config] = dataclasses.field(default_factory=Config)
     processes: tyro.conf.OmitArgPrefixes[Processes] = dataclasses.field(default_factory=Processes)
@@ -86,19 +88,18 @@ class Run:
         self.mesh = make_mesh(config.model_devices, devices)
         self.writes = jax.process_index() == 0  # one process of several keeps the folder
         self._check_sizes()
-        self.text = self._load(config.text, config.pattern)
-        if config.batch_size > len(self.text.train):
+        earlier = None if config.start_from is None else self._earlier_settings()
+        self.task: Language | Classification
+        if config.task == "language":
+            self.task, pieces = Language(config, earlier), "windows"
+        else:
+            self.task, pieces = Classification(config), "texts"
+        if config.batch_size > self.task.size:
             raise ValueError(
-                f"--batch-size: {config.batch_size} is more than the {len(self.text.train)} windows "
-                "of the training text. Make it smaller."
+                f"--batch-size: {config.batch_size} is more than the {self.task.size} {pieces} of the "
+                "training text. Make it smaller."
             )
-        self.validation = {"validation_loss": self._evaluation_batches(self.text)}
-        self.earlier_text_digest = None
-        if config.start_from is not None:
-            earlier = self._earlier_text()
-            self.earlier_text_digest = earlier.digest
-            self.validation["earlier_loss"] = self._evaluation_batches(earlier)
-        self.trainer = Trainer(config, make_optimizer(config), self.mesh)
+        self.trainer = Trainer(config, make_optimizer(config), self.mesh, self.task.classes)
 
     def _check_sizes(self) -> None:
         config, (data_devices, model_devices) = self.config, self.mesh.devices.shape
@@ -112,33 +113,30 @@ class Run:
                     f"{flag}: {value} cannot be divided between {count} devices. Make it a multiple."
                 )
 
-    def _load(self, text: str, pattern: str) -> data.Text:
-        return data.load(text, pattern, self.config.context, self.config.validation_share)
-
-    def _evaluation_batches(self, text: data.Text) -> list[data.Batch]:
-        config = self.config
-        return data.evaluation_batches(
-            text.validation, config.evaluation_windows, config.batch_size
-        )
-
-    def _earlier_text(self) -> data.Text:
-        """The text of the run that this one starts from, whose network must have the same shape."""
+    def _earlier_settings(self) -> dict[str, Any]:
+        """Those of the run that this one starts from, whose network must have the same shape."""
         path = self.config.start_from / "config.json"
         try:
             earlier = json.loads(path.read_text(encoding="utf-8"))
             settings = {name: earlier[name] for name in ("text", "pattern", "validation_share")}
             shape = {name: earlier[name] for name in ("layers", "width", "heads")}
+            classifies = earlier.get("task", "language") != "language"
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"--start-from: {self.config.start_from} holds no run ({error})."
             ) from None
+        if classifies:
+            raise ValueError(
+                f"--start-from: the network in {self.config.start_from} classifies texts. Name the "
+                "run of a language model."
+            )
         for name, value in shape.items():
             if getattr(self.config, name) != value:
                 raise ValueError(
                     f"--start-from: the network in {self.config.start_from} has --{name} {value}, "
                     f"this run {getattr(self.config, name)}. Give it the same."
                 )
-        return data.load(context=self.config.context, **settings)
+        return settings
 
     def first_state(self) -> TrainState:
         """The state before the first step; with ``--start-from``, the network of that run in it."""
@@ -146,8 +144,25 @@ class Run:
         if self.config.start_from is None:
             return state
         name = "params" if self.config.adapter_rank is None else "frozen"
-        network = _restore_network(self.config.start_from, getattr(self.trainer.like, name))
+        if self.task.classes is None:
+            network = _restore_network(self.config.start_from, getattr(self.trainer.like, name))
+        else:
+            network = self._with_classifier(getattr(state, name))
         return state._replace(**{name: network})
+
+    def _with_classifier(self, network: Any) -> Any:
+        """The earlier run's network with the classifier of this one in place of its head for bytes."""
+        like = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            for path, leaf in named(network).items()
+            if not path.startswith("classifier")
+        }
+        head = jax.ShapeDtypeStruct((self.config.width, BYTES), np.float32)
+        cut = shardings({"head": head}, self.mesh)["head"]
+        like["head.kernel"] = jax.ShapeDtypeStruct(head.shape, head.dtype, sharding=cut)
+        earlier = _restore_network(self.config.start_from, like)
+        leaves = [earlier.get(path, leaf) for path, leaf in named(network).items()]
+        return jax.tree.unflatten(jax.tree.structure(network), leaves)
 
     def network(self, state: TrainState) -> Any:
         """The parameters of the network, which has its adapters in it if there are some."""
@@ -166,7 +181,7 @@ class Run:
         """Trains the steps from ``first`` to ``last``, which is left out: the new state and its row."""
         config, start, metrics = self.config, time.perf_counter(), []
         for step in range(first, last):
-            batch = data.training_batch(self.text.train, config.batch_size, config.seed, step)
+            batch = self.task.batch(step)
             state, step_metrics = self.trainer.step(state, spread(batch, self.mesh))
             metrics.append(step_metrics)
             terminal.step(step + 1)
@@ -180,16 +195,13 @@ class Run:
         return state, row | {"bytes_per_second": trained / seconds, "seconds": seconds}
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """The mean losses of the validation texts."""
-        return {
-            name: self.trainer.loss(state, batches) for name, batches in self.validation.items()
-        }
+        """How good the network is now."""
+        return self.task.evaluate(self.trainer, state)
 
     def sharpness(self, state: TrainState) -> dict[str, float]:
         """How sharp the minimum is, on a batch of the training text."""
-        config = self.config
-        batch = data.training_batch(self.text.train, config.batch_size, config.seed, SHARPNESS_STEP)
-        return self.trainer.sharpness(state, batch, SHARPNESS_RHO, config.curvature)
+        batch = self.task.batch(SHARPNESS_STEP)
+        return self.trainer.sharpness(state, batch, SHARPNESS_RHO, self.config.curvature)
 
 
 def train(config: Config, processes: Processes | None = None) -> dict[str, Any]:
@@ -289,6 +301,7 @@ def _train_from(run: Run, checkpoints: Checkpoints, saved: Checkpoint | None) ->
         "sharpness": run.sharpness(state),
         "gradients": gradients(config),
     }
+    results |= run.task.finish(run.trainer, state, folder if run.writes else None)
     _save_network(folder, config.steps, run.network(state))
     if run.writes:
         logs.write_csv(
@@ -333,8 +346,8 @@ def _record(run: Run) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {
         "config": run.config.to_json(),
-        "text_sha256": run.text.digest,
-        "earlier_text_sha256": run.earlier_text_digest,
+        "text_sha256": run.task.digest,
+        "earlier_text_sha256": run.task.earlier_digest,
         "device": jax.devices()[0].device_kind,
         "mesh": dict(run.mesh.shape),
         "versions": versions | {"python": platform.python_version()},
@@ -366,7 +379,7 @@ def _headline(run: Run) -> str:
     like = run.trainer.like
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in like[:2]]
     return (
-        f"{config.method} on {config.text}: {run.text.train.lengths.sum():,} bytes, "
+        f"{config.method} on {config.text}: {', '.join(run.task.describe())}, "
         f"{sum(sizes):,} parameters, {sizes[0]:,} of them trained, "
         f"{mesh['data']} x {mesh['model']} {jax.devices()[0].platform} devices (data x model)"
     )
@@ -392,8 +405,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, CheckpointError, TrainingDiverged) as error:
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:
-        loss, folder = results["last"]["validation_loss"], command.settings.output
-        print(f"validation loss {loss:.3f} nats per byte, files in {folder}")
+        print(f"{summary(results)}, files in {command.settings.output}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The program as a user runs it: files, resuming, fine-tuning, damage, kills, several processes."""
 
+import csv
 import dataclasses
 import json
 import os
@@ -16,12 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from examples.language_model import checkpoints, compare, logs, study, train
 from examples.language_model.checkpoints import CheckpointError, Checkpoints
 from examples.language_model.devices import make_mesh
-from tests.examples.language_model.small import SETTINGS, config, write_text
+from tests.examples.language_model.small import (
+    SETTINGS,
+    config,
+    plain_logits,
+    write_table,
+    write_text,
+)
 
 ROOT = Path(__file__).parents[3]
 FILES = {
@@ -54,7 +62,11 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("language")
     text = write_text(folder / "text")
     settings = config(
-        method="jsam", text=str(text), model_devices=2, validation_share=0.3, output=folder / "run"
+        method="functional_sam",
+        text=str(text),
+        model_devices=2,
+        validation_share=0.3,
+        output=folder / "run",
     )
     return settings, train.train(settings)
 
@@ -105,7 +117,8 @@ def test_adapters_on_another_text_and_what_is_forgotten(finished, quick, tmp_pat
         text=str(write_text(tmp_path / "other", seed=1)),
         start_from=settings.output,
         adapter_rank=2,
-        steps=1,
+        preconditioned=True,
+        steps=2,  # before the first one, the moment is zero
         output=tmp_path / "tuned",
     )
     results = train.train(tuned)
@@ -134,8 +147,69 @@ def test_adapters_on_another_text_and_what_is_forgotten(finished, quick, tmp_pat
         "| run | seeds | steps | gradients | validation loss | earlier text |"
     )
     assert len(table) == 4
-    assert "| jsam, adapter_rank 2" in table[3]
+    assert "| functional_sam, adapter_rank 2" in table[3]
     assert "| – | – |" in table[2]  # a run that starts from none forgets nothing
+
+
+def test_classes_of_texts_from_a_language_model_by_adapters(finished, quick, tmp_path):
+    """Its predictions are those of the plain network."""
+    before, table = finished[0], write_table(tmp_path / "texts.csv")
+    settings = dataclasses.replace(
+        before,
+        **{"task": "classification", "text": str(table), "clean_label_column": "truth"},
+        **{"method": "sam", "start_from": before.output, "adapter_rank": 2, "steps": 2},
+        output=tmp_path / "run",
+    )
+    results = train.train(settings)
+    assert results["last"].keys() >= results["all_texts"].keys()
+    assert results["classes"] == ("a", "b")
+
+    like = train.Run(dataclasses.replace(settings, adapter_rank=None)).trainer.like.params
+    network = nnx.to_pure_dict(train._restore_network(settings.output, like))
+    shapes = checkpoints.named(network) | {"head.kernel": jnp.zeros((8, 256))}
+    del shapes["classifier.kernel"]
+    earlier = train._restore_network(before.output, shapes)
+    np.testing.assert_array_equal(network["embedding"], earlier["embedding"])
+    assert (network["layers"]["up"]["kernel"] != earlier["layers.up.kernel"]).any()
+
+    texts = [line.split(",") for line in table.read_text().splitlines()[1:]]
+    tokens = np.zeros((40, 16), int)
+    for row, (text, *_) in zip(tokens, texts, strict=True):
+        row[: len(text)] = list(text[:16].encode())
+    is_text = tokens > 0
+    assert not is_text.all()
+    plain = jax.tree.map(np.asarray, network) | {"head": {"kernel": jnp.eye(8)}}
+    features = jax.jit(plain_logits, static_argnums=2)(plain, tokens, settings.heads)
+    features = jnp.sum(features * is_text[..., None], axis=1) / is_text.sum(axis=1)[:, None]
+    shares = np.asarray(jax.nn.softmax(features @ plain["classifier"]["kernel"]))
+
+    with open(settings.output / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["label"], row["clean label"]) for row in rows] == [(b, c) for _, b, c in texts]
+    assert [int(row["row"]) for row in rows] == list(range(40))
+    assert [row["predicted"] for row in rows] == ["ab"[i] for i in shares.argmax(axis=1)]
+    of_labels = shares[range(40), ["ab".index(row["label"]) for row in rows]]
+    found = [float(row["probability of the label"]) for row in rows]
+    np.testing.assert_allclose(found, of_labels, rtol=1e-5)
+
+    def share(part, column, wrong):
+        """Of the texts whose true class is known and whose label is wrong, or not, or either."""
+        among = [row for row in rows if row["part"] == part and row["clean label"]]
+        among = [row for row in among if (row["label"] != row["clean label"]) in wrong]
+        return np.mean([row["predicted"] == row[column] for row in among])
+
+    expected = {"clean_accuracy": share("held out", "clean label", (True, False))}
+    expected["memorized"] = share("training", "label", (True,))
+    expected["fitted"] = share("training", "label", (False,))
+    held_out = np.array([row["part"] == "held out" for row in rows])
+    expected["validation_loss"] = -np.log(of_labels[held_out]).mean()
+    expected["noisy_accuracy"] = np.mean(
+        [r["predicted"] == r["label"] for r in rows if r["part"] != "training"]
+    )
+    assert results["all_texts"] == pytest.approx(expected, rel=1e-5)
+
+    with pytest.raises(ValueError, match=r"--start-from: .* classifies texts"):
+        train.Run(dataclasses.replace(settings, start_from=settings.output))
 
 
 def test_compare_is_mean_and_deviation_over_the_seeds(tmp_path):
@@ -161,6 +235,16 @@ def test_compare_is_mean_and_deviation_over_the_seeds(tmp_path):
     assert lines[0][1:5] == ["2", "4", "4", "1.500 ± 0.707"]
     assert lines[1][4] == "3.000"
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 4
+    one, two = study.ROWS[0][1], study.ROWS[1][1]
+    compare.write(tmp_path, {one: [fake(0, 5.0), fake(1, 3.0)], two: [fake(0, 4.0)]})
+    groups = {one: [fake(0, 1.0)]}  # only this run is at hand
+    others = study._rows_of_others(tmp_path / "table.csv", "learning", groups)
+    assert [(row["run"], row["seed"]) for row in others] == [(one, 1), (two, 0)]
+    _, *lines = compare.write(tmp_path, groups, others)
+    assert [line[:5] for line in lines] == [
+        [one, "2", "4", "4", "2.000 ± 1.414"],
+        [two, "1", "4", "4", "4.000"],
+    ]
     with pytest.raises(ValueError, match=r"holds no finished run: results\.json is missing"):
         compare.read_run(tmp_path)
     (tmp_path / "results.json").write_text("{}")
@@ -368,7 +452,13 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
         names = [path.name for path in folder.glob("*tmp*")] if folder.exists() else []
         return any(int(name.split(".")[0]) >= step for name in names)
 
-    flags = [*FLAGS, "--steps=24", "--keep-checkpoints=24", "--method=jsam", "--model-devices=2"]
+    flags = [
+        *FLAGS,
+        "--steps=24",
+        "--keep-checkpoints=24",
+        "--method=functional_sam",
+        "--model-devices=2",
+    ]
     flags += [f"--text={settings.text}", "--validation-share=0.3", f"--output={stopped}"]
     flags += ["--simulated-devices=4"]
     process = start(sys.executable, "-c", INTERRUPTIBLE, *flags)
@@ -400,7 +490,13 @@ def test_two_processes_with_two_devices_give_the_result_of_one(finished, tmp_pat
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = [*FLAGS, "--steps=4", "--method=jsam", "--model-devices=2", "--validation-share=0.3"]
+    flags = [
+        *FLAGS,
+        "--steps=4",
+        "--method=functional_sam",
+        "--model-devices=2",
+        "--validation-share=0.3",
+    ]
     flags += [f"--text={settings.text}", f"--output={tmp_path / 'together'}"]
     flags += ["--distributed", f"--coordinator=127.0.0.1:{port}", "--processes=2"]
     flags += ["--simulated-devices=2"]

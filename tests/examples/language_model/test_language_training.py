@@ -15,38 +15,7 @@ from examples.language_model.methods import gradients, make_method, make_optimiz
 from examples.language_model.model import Transformer, merged
 from examples.language_model.steps import Trainer
 from optax_sam.diagnostics import largest_eigenvalue, sharpness
-from tests.examples.language_model.small import batch, config
-
-
-def plain_logits(params, tokens, heads):
-    """The same network as a loop, with attention written out."""
-
-    def norm(x, scale):
-        return scale * x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
-
-    def rotate(x):
-        positions, half = x.shape[1], x.shape[-1] // 2
-        angles = np.arange(positions)[:, None, None] / 10000 ** (np.arange(half) / half)
-        turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
-        return jnp.concatenate([turned.real, turned.imag], axis=-1)
-
-    x = params["embedding"][tokens]
-    for number in range(params["layers"]["up"]["kernel"].shape[0]):
-        layer = jax.tree.map(lambda leaf, number=number: leaf[number], params["layers"])
-        y = norm(x, layer["norm_attention"]["scale"])
-        query, key, value = (
-            (y @ layer[name]["kernel"]).reshape(*y.shape[:2], heads, -1)
-            for name in ("query", "key", "value")
-        )
-        query, key = rotate(query), rotate(key)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
-        earlier = np.tril(np.ones(scores.shape[-2:], bool))
-        shares = jax.nn.softmax(jnp.where(earlier, scores, -jnp.inf))
-        y = jnp.einsum("bhqk,bkhd->bqhd", shares, value).reshape(x.shape)
-        x = x + y @ layer["output"]["kernel"]
-        y = jax.nn.gelu(norm(x, layer["norm_mlp"]["scale"]) @ layer["up"]["kernel"])
-        x = x + y @ layer["down"]["kernel"]
-    return norm(x, params["norm"]["scale"]) @ params["head"]["kernel"]
+from tests.examples.language_model.small import batch, config, plain_logits
 
 
 def plain_loss(params, batch, heads):
@@ -200,6 +169,17 @@ def test_late_sam_begins_where_it_is_told():
     assert gradients(config(steps=8, method="sam", every_k=3)) == 8 + 3
 
 
+def test_preconditioned_functional_sam_climbs_by_the_moment_of_adam():
+    """With logits w² the Jacobian is 2w, at the moved point; the error is that of the clean one."""
+    tx = make_method(config(method="functional_sam", preconditioned=True, rho=0.3))
+    objective = optax_sam.Objective(lambda w, x: x * w**2, np.ones((1, 2), "f4"), np.array([0]))
+    w, grads, moment = (np.array(x, "f4") for x in ([1, 0.5], [3, 4], [9, 1]))
+    updates, _ = tx.update(grads, tx.init(w), w, loss_fn=objective, second_moment=moment)
+    error = np.exp(w**2) / np.exp(w**2).sum() - np.array([1, 0])
+    expected = 2 * (w + 0.3 * np.array([1, 4]) / np.sqrt(17)) * error
+    np.testing.assert_allclose(updates, expected, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_sharpness_is_that_of_the_plain_network():
     """In float32, also if the network computes in bfloat16."""
@@ -234,6 +214,21 @@ def test_sharpness_is_that_of_the_plain_network():
         ({"adapter_rank": 2}, r"--adapter-rank: 2.*--start-from"),
         ({"perturb": "norms"}, r"--method: 'adamw'.*leave --perturb"),
         ({"seed": -1}, r"--seed: -1"),
+        (
+            {"preconditioned": True},
+            r"--preconditioned: True.*--method functional_sam, not of adamw",
+        ),
+        ({"pooling": "last"}, r"--pooling: 'last'.*a setting of --task classification"),
+        (
+            {"task": "classification", "pattern": "*.py"},
+            r"--pattern: .*a setting of --task language",
+        ),
+        ({"task": "classification", "text": "manual"}, r"--text: 'manual'.*has no labels"),
+        ({"task": "classification", "noise_rate": 1.5}, r"--noise-rate: 1.5.*share in \[0, 1\)"),
+        (
+            {"task": "classification", "answer_columns": ("a",), "label_column": "b"},
+            r"--label-column: 'b'.*what most answered",
+        ),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
