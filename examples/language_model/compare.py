@@ -8,6 +8,7 @@ Runs that differ in nothing but the seed are one line: mean ± standard deviatio
 import dataclasses
 import json
 import sys
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,8 @@ def plot(groups: dict[str, list[dict[str, Any]]]) -> Figure:
             for index, (label, runs) in enumerate(groups.items()):
                 steps = [row["step"] for row in runs[0]["rows"]]
                 values = np.mean([[row[name] for row in run["rows"]] for run in runs], axis=0)
-                axes.plot(steps, values, label=label, color=colors[index % len(colors)])
+                name_of_line = textwrap.fill(label, 40)  # a legend must leave room for the panels
+                axes.plot(steps, values, label=name_of_line, color=colors[index % len(colors)])
             axes.set(xlabel="step", ylabel=PANELS[name].format(unit))
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return figure

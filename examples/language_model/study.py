@@ -78,7 +78,7 @@ class Study:
     tables: Path | None = None
     """Folder of the tables and figures; by default in the folder of the runs."""
 
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the initial network and of the order of the text."""
 
     steps: int | None = None
