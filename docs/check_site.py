@@ -26,6 +26,7 @@ def check(site: Path) -> None:
         ),
         ("guide/getting_started.html", '<meta name="description" content="'),
         ("tutorials/quick_start.html", "SANER"),
+        ("tutorials/my_features.html", "<table"),
         ("changelog.html", "Keep a Changelog"),
     ]:
         assert text in (site / page).read_text(encoding="utf-8"), f"{page} lacks {text}"

@@ -36,6 +36,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 # Notebooks are committed with their outputs, and CI executes them.
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # tables that a notebook shows are tables here too
 
 autosummary_generate = False
 autodoc_member_order = "bysource"
