@@ -10,11 +10,12 @@ evaluated with :class:`Multiple` in place of the gradients.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_sam import _jaxprs, _tree
@@ -196,7 +197,12 @@ _SAME = {
     "squeeze",
 }
 # What is done to every element, of constants that optax makes of zeros.
-_OF_EACH = {"convert_element_type", "integer_pow", "neg", "square"}
+_OF_EACH: dict[str, Callable[[Any, Any], Any]] = {
+    "convert_element_type": lambda number, parameters: number.astype(parameters["new_dtype"]),
+    "integer_pow": lambda number, parameters: number ** parameters["y"],
+    "neg": lambda number, parameters: -number,
+    "square": lambda number, parameters: number * number,
+}
 _CALLS = _jaxprs.CALLS | _jaxprs.REMATERIALIZATION | _jaxprs.CUSTOM_DERIVATIVES
 
 
@@ -310,9 +316,10 @@ class _Evaluator:
 
 def _unmarked(equation: Any, values: Sequence[Any]) -> list[Any]:
     """The outputs of an equation that has nothing to do with gradients."""
-    if equation.primitive.name in _OF_EACH and not isinstance(values[0], jax.core.Tracer):
-        with jax.ensure_compile_time_eval():  # a zero stays known as such under jit
-            return _jaxprs.bind(equation, values)
+    of_each = _OF_EACH.get(equation.primitive.name)
+    if of_each is not None and _is_known(values[0]):
+        with np.errstate(all="ignore"):  # infinities are passed on
+            return [of_each(_scalar(values[0]), equation.params)]
     return _jaxprs.bind(equation, values)
 
 
@@ -411,15 +418,26 @@ def _number(value: Any) -> jax.Array | None:
     return _scalar(_plain(value))
 
 
-def _scalar(array: Any) -> jax.Array:
+def _is_known(value: Any) -> bool:
+    """Whether a value is one plain number, known while tracing."""
+    is_traced = isinstance(value, jax.core.Tracer)
+    return not is_traced and jnp.shape(value) == () and not _is_key(value)
+
+
+def _is_key(value: Any) -> bool:
+    return bool(jnp.issubdtype(jnp.result_type(value), jax.dtypes.extended))
+
+
+def _scalar(array: Any) -> Any:
+    """The number in an array; what is known while tracing stays so, and no device computes it."""
     if isinstance(array, jax.core.Tracer):
         return jnp.reshape(array, ())
-    with jax.ensure_compile_time_eval():  # a zero stays known as such under jit
-        return jnp.reshape(jnp.asarray(array), ())
+    return np.asarray(array, jnp.result_type(array)).reshape(())
 
 
 def _repeat(equation: Any, value: Any) -> Repeated | None:
-    if math.prod(jnp.shape(_plain(value))) != 1:
+    array = _plain(value)
+    if math.prod(jnp.shape(array)) != 1 or _is_key(array):
         return None
-    number = value.number if isinstance(value, Repeated) else _scalar(_plain(value))
+    number = value.number if isinstance(value, Repeated) else _scalar(array)
     return Repeated(number, equation.outvars[0].aval.shape, _depends(value))

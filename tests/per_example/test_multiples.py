@@ -293,3 +293,18 @@ def test_per_example_gradient_is_compiled_once_for_all_radii():
     for rho in (0.1, 0.2):
         gradient.per_example_gradient(objective, params, rho)
     assert gradient._compute_compiled._cache_size() == before + 1
+
+
+@pytest.mark.parametrize("name", ["clip_by_block_rms", "partition that freezes"])
+def test_nothing_is_computed_while_tracing(name, monkeypatch):
+    """The mesh may be of described devices, which are not there to compute."""
+
+    def refuse():
+        raise AssertionError("computed while tracing")
+
+    monkeypatch.setattr(jax, "ensure_compile_time_eval", refuse)
+    objective, params = problem()
+    stage = optax.with_extra_args_support(FAST[name]())
+    types = jax.eval_shape(lambda: (params, stage.init(params)))
+    squares = [jnp.ones([])] * len(params)
+    jax.make_jaxpr(lambda params, state: multiples_of(stage, state, params, {})[0](squares))(*types)
