@@ -28,7 +28,7 @@ from benchmarks.tables import write_csv
 
 PARTS = ("steps", "growth", "overhead", "float32_error", "layers")
 GROWTH_ROUNDS = 3
-LAYERS_ROUNDS = 3
+LAYERS_ROUNDS = 7
 
 
 def machine() -> str:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from optax_sam import _tree
 from optax_sam._axes import to_varying_like
 from optax_sam.per_example import plan as plans
+from optax_sam.per_example.factors import Term
 from optax_sam.per_example.places import Place
 from optax_sam.per_example.plan import Arrays, LeafPlan, Plan
 from optax_sam.per_example.sites import site_of
@@ -16,14 +17,17 @@ from optax_sam.per_example.walk import ParameterValue, walk
 
 
 class Ascent(NamedTuple):
-    """What the first pass knows about each group (leading axis: the groups).
+    """What the first pass knows about each group (leading axis, but in loops: the groups).
 
     Attributes:
       losses: the losses at w.
       logits: the logits at w, a list of leaves.
-      captured: inputs of each site, by its place; those of a site in a loop have one more axis.
+      captured: inputs of each site, by its place; the axis of the groups is behind those of the loops
+        around the site.
       cotangents: derivative in the output of each site, likewise.
-      gradients: g_j of the leaves whose plan is a kernel or a gradient of its own, by leaf.
+      gradients: g_j of the leaves whose plan is a kernel or a gradient of its own, by leaf; the axis of
+        the groups is :attr:`~optax_sam.per_example.plan.LeafPlan.group_axis`.
+      terms: g_j in thin matrices of the leaves whose plan is Gram matrices, by leaf; likewise.
       squared_norms: ‖g_j‖² of each leaf, zero for leaves that are not perturbed.
     """
 
@@ -32,6 +36,7 @@ class Ascent(NamedTuple):
     captured: Arrays
     cotangents: Arrays
     gradients: dict[int, jax.Array]
+    terms: dict[int, tuple[Term, ...]]
     squared_norms: list[jax.Array]
 
 
@@ -93,32 +98,31 @@ def ascend(trace: Trace, plan: Plan, leaves: list[jax.Array], groups: Any) -> As
         return value, (logits, recorder.captured)
 
     gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    of_groups = jax.vmap(gradient, (None, None, 0), spmd_axis_name=trace.objective.spmd_axis_name)
+    loops = {place: len(place.rounds) for place in taps}
+    of_groups = jax.vmap(
+        gradient,
+        (None, None, 0),
+        ((0, (0, loops)), (loops, 0)),
+        spmd_axis_name=trace.objective.spmd_axis_name,
+    )
     (losses, (logits, captured)), (cotangents, gradients) = of_groups(taps, others, groups)
+    terms = {}
     for index, leaf in enumerate(plan.leaves):
         if leaf.method == plans.KERNEL:
-            gradients[index] = jax.vmap(leaf.gradient)(captured, cotangents)
-    squared_norms = _squared_norms(plan, losses, captured, cotangents, gradients)
-    return Ascent(losses, logits, captured, cotangents, gradients, squared_norms)
-
-
-def _squared_norms(
-    plan: Plan,
-    losses: jax.Array,
-    captured: Arrays,
-    cotangents: Arrays,
-    gradients: dict[int, jax.Array],
-) -> list[jax.Array]:
+            gradients[index] = leaf.gradients(captured, cotangents)
+        elif leaf.method == plans.GRAM:
+            terms[index] = leaf.terms(captured, cotangents)
     dtype = _tree.accumulation_dtype([*gradients.values(), *cotangents.values()])
 
-    def one(index: int, leaf: LeafPlan) -> Any:
+    def squared_norms(index: int, leaf: LeafPlan) -> jax.Array:
         if leaf.method == plans.GRAM:
-            return jax.vmap(leaf.squared_norm)(captured, cotangents)
+            return leaf.squared_norms(terms[index])
         if leaf.is_perturbed:
-            return jax.vmap(lambda g: _tree.dot(g, g))(gradients[index])
+            return jax.vmap(lambda g: _tree.dot(g, g), leaf.group_axis)(gradients[index])
         return jnp.zeros_like(losses)
 
-    return [one(index, leaf).astype(dtype) for index, leaf in enumerate(plan.leaves)]
+    squares = [squared_norms(index, leaf).astype(dtype) for index, leaf in enumerate(plan.leaves)]
+    return Ascent(losses, logits, captured, cotangents, gradients, terms, squares)
 
 
 def clean_gradients(
@@ -126,17 +130,20 @@ def clean_gradients(
 ) -> list[jax.Array]:
     """The gradient at w of these groups, each counted by its share of the batch."""
 
-    def weighted(cotangents: jax.Array) -> jax.Array:
+    def weighted(cotangents: jax.Array, axis: int) -> jax.Array:
         weights = shares.astype(cotangents.dtype)
-        return weights.reshape(-1, *(1,) * (cotangents.ndim - 1)) * cotangents
+        return weights.reshape(-1, *(1,) * (cotangents.ndim - axis - 1)) * cotangents
 
     def one(index: int, leaf: LeafPlan, array: jax.Array) -> jax.Array:
         if leaf.method == plans.CONSTANT:
             return jnp.zeros_like(array)
         if index in ascent.gradients:
             gradients = ascent.gradients[index]
-            return jnp.tensordot(shares.astype(gradients.dtype), gradients, 1)
-        cotangents = {use.place: weighted(ascent.cotangents[use.place]) for use in leaf.uses}
+            return jnp.tensordot(shares.astype(gradients.dtype), gradients, (0, leaf.group_axis))
+        cotangents = {
+            use.place: weighted(ascent.cotangents[use.place], len(use.place.rounds))
+            for use in leaf.uses
+        }
         return leaf.summed_gradient(ascent.captured, cotangents)
 
     return [

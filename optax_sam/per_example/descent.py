@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from optax_sam import _tree
-from optax_sam.per_example import plan as plans
 from optax_sam.per_example.ascent import Ascent
-from optax_sam.per_example.factors import times_gradient
+from optax_sam.per_example.factors import Term, times_gradient
 from optax_sam.per_example.places import Place
 from optax_sam.per_example.plan import Arrays, Plan
 from optax_sam.per_example.sites import Site, site_of
@@ -170,21 +169,15 @@ def perturbed_logits(
     def one(
         leaves: list[jax.Array],
         factors: list[jax.Array],
-        captured: Arrays,
-        cotangents: Arrays,
         gradients: dict[int, jax.Array],
+        terms: dict[int, tuple[Term, ...]],
         group: Any,
     ) -> list[Any]:
         arguments: list[Any] = []
         for index, (leaf, array) in enumerate(zip(plan.leaves, leaves, strict=True)):
-            if leaf.method == plans.GRAM:
-                terms = leaf.terms(captured, cotangents)
-                value = ParameterValue(array, gradient=terms, factor=factors[index], leaf=index)
-                arguments.append(value)
-            elif leaf.is_perturbed:
-                value = ParameterValue(
-                    array, gradient=gradients[index], factor=factors[index], leaf=index
-                )
+            if leaf.is_perturbed:
+                gradient = terms[index] if index in terms else gradients[index]
+                value = ParameterValue(array, gradient=gradient, factor=factors[index], leaf=index)
                 # Without following it, the program has to take the sum as it is.
                 arguments.append(value.value if plan.failure else value)
             else:
@@ -193,10 +186,13 @@ def perturbed_logits(
         logits = walk(trace.jaxpr, [*arguments, *jax.tree.leaves(group)], visitor)
         return resolve_all(logits, visitor, "is itself a logit")
 
-    kept = (ascent.captured, ascent.cotangents, ascent.gradients)
+    axes = [
+        {index: plan.leaves[index].group_axis for index in found}
+        for found in (ascent.gradients, ascent.terms)
+    ]
     axis = trace.objective.spmd_axis_name
-    of_groups = jax.vmap(one, (None, 0, 0, 0, 0, 0), spmd_axis_name=axis)
-    logits = of_groups(leaves, factors, *kept, groups)
+    of_groups = jax.vmap(one, (None, 0, *axes, 0), spmd_axis_name=axis)
+    logits = of_groups(leaves, factors, ascent.gradients, ascent.terms, groups)
     return trace.logits(logits)
 
 

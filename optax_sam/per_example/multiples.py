@@ -415,7 +415,8 @@ def _number(value: Any) -> jax.Array | None:
         return value.number
     if isinstance(value, _OfGradient) or math.prod(jnp.shape(_plain(value))) != 1:
         return None
-    return _scalar(_plain(value))
+    number: jax.Array = _scalar(_plain(value))
+    return number
 
 
 def _is_known(value: Any) -> bool:

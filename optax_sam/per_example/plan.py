@@ -70,11 +70,26 @@ class LeafPlan:
         """Whether the leaf takes part in the perturbation."""
         return self.method not in (FROZEN, CONSTANT)
 
-    def gradient(self, captured: Arrays, cotangents: Arrays) -> jax.Array:
-        """The gradient of one group."""
+    @property
+    def group_axis(self) -> int:
+        """Where the axis of the groups is in their gradients or in the terms of these.
+
+        Behind those of the layers, as loops leave it.
+        """
+        if self.method == GRAM:
+            return sum(self.uses[0].slices)
+        if self.method == KERNEL:
+            return min(use.leading_slices for use in self.uses)
+        return 0
+
+    def gradients(self, captured: Arrays, cotangents: Arrays) -> jax.Array:
+        """The gradient of each group, with the groups along :attr:`group_axis`, for ``KERNEL``."""
         return functools.reduce(
             jnp.add,
-            (use.gradient(captured[use.place], cotangents[use.place]) for use in self.uses),
+            (
+                use.gradients(captured[use.place], cotangents[use.place], self.group_axis)
+                for use in self.uses
+            ),
         )
 
     def summed_gradient(self, captured: Arrays, cotangents: Arrays) -> jax.Array:
@@ -85,18 +100,18 @@ class LeafPlan:
         )
 
     def terms(self, captured: Arrays, cotangents: Arrays) -> tuple[Term, ...]:
-        """The gradient of one group in thin matrices, for ``GRAM``."""
+        """The gradient of each group in thin matrices, for ``GRAM``."""
         return tuple(
             use.term(captured[use.place], cotangents[use.place], is_transposed)
             for use, is_transposed in zip(self.uses, self.transposed, strict=True)
         )
 
-    def squared_norm(self, captured: Arrays, cotangents: Arrays) -> jax.Array:
-        """‖g‖² of one group, for ``GRAM``."""
+    def squared_norms(self, terms: tuple[Term, ...]) -> jax.Array:
+        """‖g‖² of each group, for ``GRAM``."""
         function: Callable[..., jax.Array] = squared_norm
-        for _ in range(sum(self.uses[0].slices)):
+        for _ in range(self.group_axis + 1):
             function = jax.vmap(function)
-        return jnp.sum(function(self.terms(captured, cotangents)))
+        return jnp.sum(function(terms), axis=tuple(range(self.group_axis)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +172,8 @@ class Plan:
                 return count  # kept are inputs and derivatives: about twice what batch SAM keeps
             limit = max(limit, _ACCELERATOR_SIZE // max(self.kept_size, 1))
         if self.rematerializes and not self.has_convolution:  # whose copies are small beside images
-            limit = min(limit, fitting)
+            # Every microbatch adds gradients as large as the parameters: a few examples share the cost.
+            limit = min(limit, max(2 * parameters // max(self.kept_size, 1), _FEWEST))
         if count <= limit:
             return count
         divisors = [size for size in range(1, limit + 1) if count % size == 0]
@@ -180,6 +196,7 @@ class Plan:
 
 
 _SMALL_MICROBATCH = 8  # examples
+_FEWEST = 2  # groups at once in a rematerialized network
 _SMALL_COPIES = 2**17  # numbers per group
 _ACCELERATOR_SIZE = 2**28  # numbers per microbatch: 1 GiB in float32
 

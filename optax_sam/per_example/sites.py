@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from optax_sam import _jaxprs
@@ -118,6 +119,20 @@ class Dense(MatrixSite):
         if self.position == 1:  # axes of the data first, then those of the weights
             return y.reshape(self.positions, self.outputs)
         return y.reshape(self.outputs, self.positions).T
+
+    def weight_gradient(self, x: jax.Array, cotangent: jax.Array) -> jax.Array:
+        """One product in the order of the weights' axes: the transpose would rearrange it."""
+        inputs, outputs = self.weight_axes
+        matrices = self.input_matrix(x), self.output_matrix(cotangent)
+        product = jnp.matmul(
+            matrices[0].T,
+            matrices[1],
+            precision=self.equation.params["precision"],
+            preferred_element_type=self.equation.params["preferred_element_type"],
+        )
+        shape = [self.weight_type.shape[axis] for axis in (*inputs, *outputs)]
+        order = np.argsort([*inputs, *outputs])
+        return product.reshape(shape).transpose(order).astype(self.weight_type.dtype)
 
 
 class Embedding(MatrixSite):

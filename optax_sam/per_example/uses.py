@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from optax_sam.per_example.factors import Term
 from optax_sam.per_example.places import Path, Place, Sliced, apply_path, follow_axes
@@ -72,20 +73,38 @@ class Use:
         """The shape of the outputs of all rounds."""
         return (*self.place.rounds, *self.site.output_type.shape)
 
-    def gradient(self, captured: jax.Array, cotangent: jax.Array) -> jax.Array:
-        """The gradient of one group, in the shape of the leaf."""
+    @property
+    def leading_slices(self) -> int:
+        """How many loops slice the leaf before anything else is done with it."""
+        steps = itertools.takewhile(lambda step: isinstance(step, Sliced), self.path)
+        return len(list(steps))
+
+    def gradients(self, captured: jax.Array, cotangents: jax.Array, axis: int) -> jax.Array:
+        """The gradient of each group, in the shape of the leaf with the groups along ``axis``.
+
+        Args:
+          captured: the inputs; axes of the loops, of the groups, of the site.
+          cotangents: the derivatives in the outputs, likewise.
+          axis: nothing of the size of the weights is moved if all loops slice them and are before it.
+        """
+        loops = len(self.slices)
         if not all(self.slices):
-            return self.summed_gradient(captured[None], cotangent[None])
-        of_layers = self._over_loops(self.site.weight_gradient)
-        gradient: jax.Array = of_layers(captured, cotangent)
+
+            def of_group(captured: jax.Array, cotangent: jax.Array) -> jax.Array:
+                arrays = (jnp.expand_dims(array, loops) for array in (captured, cotangent))
+                return self.summed_gradient(*arrays)
+
+            return jax.vmap(of_group, loops, axis)(captured, cotangents)
         arrive = functools.partial(apply_path, self.path)
-        return transposed(arrive, self.leaf_type, gradient) if self.path else gradient
+        to_leaf = functools.partial(transposed, arrive, self.leaf_type)
+        of_layers = self._over_loops(jax.vmap(self.site.weight_gradient))
+        return jax.vmap(to_leaf, loops, axis)(of_layers(captured, cotangents))
 
     def summed_gradient(self, captured: jax.Array, cotangents: jax.Array) -> jax.Array:
         """The sum of the gradients of several groups, one product as in an ordinary backward pass."""
 
         def outputs(leaf: jax.Array) -> jax.Array:
-            apply = jax.vmap(self._over_loops(self.site.apply), (0, None))
+            apply = self._over_loops(jax.vmap(self.site.apply, (0, None)))
             result: jax.Array = apply(captured, apply_path(self.path, leaf))
             return result
 
@@ -94,33 +113,32 @@ class Use:
     def _over_loops(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function of two arrays of one round, for those of all rounds.
 
-        The second one has no axis of a loop that uses the same weights in all rounds.
+        The loops stay the leading axes, as they come out of them: moving them copies everything. The
+        second array has no axis of a loop that uses the same weights in all rounds.
         """
         for sliced in reversed(self.slices):
             function = jax.vmap(function, (0, 0 if sliced else None))
         return function
 
-    def term(self, captured: jax.Array, cotangent: jax.Array, is_transposed: bool) -> Term:
-        """The gradient of one group as a product of thin matrices; leading axes are the layers."""
-        loops = range(len(self.slices))
-        sliced = [loop for loop in loops if self.slices[loop]]
-        repeated = [loop for loop in loops if not self.slices[loop]]
+    def term(self, captured: jax.Array, cotangents: jax.Array, is_transposed: bool) -> Term:
+        """Each group's gradient as a product of thin matrices; leading axes are layers and groups."""
+        loops = len(self.slices)
+        sliced = [loop for loop in range(loops) if self.slices[loop]]
+        repeated = [loop for loop in range(loops) if not self.slices[loop]]
 
         def merged(rows: jax.Array) -> jax.Array:
-            """(loops, T, ...) -> (layers, repetitions T, ...)"""
-            order = [*sliced, *repeated, *range(len(loops), rows.ndim)]
-            layers = [self.place.rounds[loop] for loop in sliced]
-            return rows.transpose(order).reshape(
-                *layers, self.positions, *rows.shape[len(loops) + 1 :]
-            )
+            """(loops, groups, T, ...) -> (layers, groups, repetitions T, ...)"""
+            order = [*sliced, loops, *repeated, *range(loops + 1, rows.ndim)]
+            leading = [rows.shape[axis] for axis in (*sliced, loops)]
+            return rows.transpose(order).reshape(*leading, self.positions, *rows.shape[loops + 2 :])
 
         def of_all_rounds(function: Callable[..., Any], array: jax.Array) -> Any:
-            for _ in loops:
+            for _ in range(loops + 1):
                 function = jax.vmap(function)
             return jax.tree.map(merged, function(array))
 
         inputs = of_all_rounds(self.site.rows, captured)
-        outputs = of_all_rounds(self.site.output_rows, cotangent)
+        outputs = of_all_rounds(self.site.output_rows, cotangents)
         return Term(outputs, inputs) if is_transposed else Term(inputs, outputs)
 
     def axes(self) -> Any:

@@ -1,6 +1,7 @@
 """Weights in loops over layers, in recurrent cells and in several places: exact, and at what cost."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from jax import lax
 
 import optax_sam
-from optax_sam import Objective, _cost
+from optax_sam import Objective, _cost, _jaxprs
 from optax_sam.per_example import per_example_gradient
 from optax_sam.per_example.ascent import Recorder
 from optax_sam.per_example.factors import DenseRows, OneHotRows, Term, squared_norm, times_gradient
@@ -270,6 +271,21 @@ def test_costs_no_more_than_sam_also_with_rematerialization():
         return program.lower().compile(options).memory_analysis().temp_size_in_bytes
 
     assert memory(one_sam) <= memory(sam)
+
+
+def test_stacks_of_layers_are_not_moved():
+    """Loops leave the layers first and the groups second: another order copies all that is kept."""
+    objective, params = problem("layers, rematerialized")
+
+    def moved(jaxpr):
+        for equation in _jaxprs.open_and_constants(jaxpr)[0].eqns:
+            if equation.primitive.name == "transpose":
+                yield equation.outvars[0].aval.shape
+            for _, inner in _jaxprs.inner_jaxprs(equation):
+                yield from moved(inner)
+
+    traced = jax.make_jaxpr(functools.partial(step, group_size=1))(objective, params)
+    assert max(map(len, moved(traced))) < 4  # layers, groups, and the two axes of a site
 
 
 def test_inputs_of_several_sites_are_kept_once():

@@ -303,7 +303,7 @@ def test_nothing_is_computed_while_tracing(name, monkeypatch):
         raise AssertionError("computed while tracing")
 
     monkeypatch.setattr(jax, "ensure_compile_time_eval", refuse)
-    objective, params = problem()
+    _, params = problem()
     stage = optax.with_extra_args_support(FAST[name]())
     types = jax.eval_shape(lambda: (params, stage.init(params)))
     squares = [jnp.ones([])] * len(params)
