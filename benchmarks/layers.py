@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 import optax_sam
-from benchmarks.measure import QUICK
+from benchmarks import measure
 from benchmarks.step_costs import divide
 from benchmarks.tables import markdown
 from benchmarks.training_steps import RHO
@@ -128,7 +128,7 @@ def measure_layers(case: Case, rounds: int | None, progress: Callable[[str], Non
             return direction(optax_sam.Objective(module.apply, tokens, labels), params)
 
         traced = jax.jit(step).trace(params, tokens)
-        program = traced.lower().compile(None if rounds else QUICK)
+        program = traced.lower().compile(None if rounds else measure.QUICK)
         count = multiplications(traced.jaxpr).most
         base = base or count
         calls.append(functools.partial(program, params, tokens))
@@ -137,13 +137,16 @@ def measure_layers(case: Case, rounds: int | None, progress: Callable[[str], Non
             | {"multiplications": count / base}
             | {"temporary": program.memory_analysis().temp_size_in_bytes / 2**20, "time": None}
         )
+    sam = [*STEPS].index("sam")
+    memory = records[sam]["temporary"]
+    for record in records:
+        record |= {"temporary_of_sam": divide(record["temporary"], memory), "time_of_sam": None}
     if rounds:
-        for record, seconds in zip(records, processor_seconds(calls, rounds), strict=True):
-            record["time"] = seconds
-    return [
-        record | {f"{key}_of_sam": divide(record[key], records[1][key]) for key in MEASURES}
-        for record in records
-    ]
+        samples = processor_seconds(calls, rounds)
+        for record, seconds in zip(records, samples, strict=True):
+            record["time"] = statistics.median(seconds)
+            record["time_of_sam"] = measure.ratio(seconds, samples[sam]).typical  # round by round
+    return records
 
 
 MEASURES = {"temporary": "temporary memory / sam", "time": "processor time / sam"}
@@ -155,8 +158,8 @@ def random_tokens(case: Case) -> jax.Array:
     return jax.random.randint(jax.random.key(0), shape, 0, case.module.vocabulary)
 
 
-def processor_seconds(calls: list[Callable[[], Any]], rounds: int) -> list[float]:
-    """The median time of each call over interleaved rounds; the first one warms up."""
+def processor_seconds(calls: list[Callable[[], Any]], rounds: int) -> list[list[float]]:
+    """The time of each call in each of the interleaved rounds; the first one warms up."""
     samples: list[list[float]] = [[] for _ in calls]
     for round_ in range(rounds + 1):
         for call, seconds in zip(calls, samples, strict=True):
@@ -164,7 +167,7 @@ def processor_seconds(calls: list[Callable[[], Any]], rounds: int) -> list[float
             jax.block_until_ready(call())
             if round_:
                 seconds.append(time.process_time() - started)
-    return [statistics.median(seconds) for seconds in samples]
+    return samples
 
 
 def table(records: list[Record]) -> str:
