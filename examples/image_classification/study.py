@@ -23,7 +23,7 @@ import tyro
 from . import train
 from .checkpoints import CheckpointError, CheckpointNotSaved
 from .compare import FinishedRun, read_run
-from .config import Config, differences
+from .config import Augmentation, Config, differences
 from .data import load
 from .logs import write_json
 from .output_folder import explain, held, write_atomically
@@ -32,13 +32,16 @@ PROGRAM = "python -m examples.image_classification.study"
 
 METHODS: dict[str, dict] = {
     "SGD": {"method": "sgd"},
-    "SAM": {"method": "sam", "rho": 0.1},
-    "1-SAM": {"method": "sam", "rho": 0.02, "group_size": 1},
-    "SANER": {"method": "saner", "rho": 0.1},
-    "J-SAM": {"method": "jsam", "rho": 0.1},
+    "SAM": {"method": "sam", "rho": 0.1, "method_starts": 0.1},
+    "1-SAM": {"method": "sam", "rho": 0.02, "group_size": 1, "method_starts": 0.1},
+    "SANER": {"method": "saner", "rho": 0.1, "method_starts": 0.1},
+    "J-SAM": {"method": "jsam", "rho": 0.1, "method_starts": 0.1},
     "NCSAM": {"method": "ncsam", "rho": 0.05, "method_starts": 0.25},
 }
-"""Contenders at the usual weight decay; the radii are the papers', of 1-SAM a fifth of SAM's."""
+"""Contenders at the usual weight decay; the radii are the papers', of 1-SAM a fifth of SAM's.
+
+They begin after some epochs of SGD, or the first steps, far from any minimum, only climb.
+"""
 
 TUNED = ("SGD", "SAM")
 """Methods whose weight decay is also chosen, by the held-out noisy labels."""
@@ -95,6 +98,12 @@ class Study:
     batch_size: int = 128
     """Examples per step."""
 
+    learning_rate: float = 0.05
+    """Initial learning rate of SGD, which falls along a cosine."""
+
+    augmentation: tuple[Augmentation, ...] = ("crop", "flip")
+    """Random changes of the training images."""
+
     def __post_init__(self):
         for name in self.methods:
             if name not in METHODS:
@@ -142,14 +151,14 @@ def make_job(study: Study, noise: str, epochs: int, name: str, seed: int) -> Job
         noise=noise,
         noise_rate=study.noise_rate,
         held_out=0.1,
-        augmentation=("crop", "flip"),
+        augmentation=study.augmentation,
         model=study.model,
         norm="group",  # perturbations per example need one that does not mix them
         width=study.width,
         precision=study.precision,
         batch_size=study.batch_size,
         epochs=epochs,
-        learning_rate=0.05,
+        learning_rate=study.learning_rate,
         evaluate_every=max(1, epochs // 5),
         checkpoint_every=max(1, epochs // 4),
         keep_checkpoints=1,
