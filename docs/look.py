@@ -19,7 +19,7 @@ from playwright.sync_api import Page, TimeoutError, sync_playwright
 WINDOWS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 FAULTS = """() => {
   const width = document.documentElement.clientWidth;
-  const formulas = [...document.querySelectorAll('mjx-container')];
+  const formulas = [...document.querySelectorAll('mjx-container[display="true"]')];
   const right = (formula) => formula.firstElementChild.getBoundingClientRect().right;
   return {
     'pixels too wide': Math.max(0, document.documentElement.scrollWidth - width),
