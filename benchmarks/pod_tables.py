@@ -100,7 +100,11 @@ def aims(records: Sequence[Record]) -> str:
         compiled = {r["step"]: measures(r) for r in here if "error" not in r}
         if BASE not in compiled:
             continue
-        ours = {s: m for s, m in compiled.items() if s not in ("SGD", BASE) and "optax." not in s}
+        ours = {
+            s: m
+            for s, m in compiled.items()
+            if not s.endswith(("SGD", "by hand")) and "optax." not in s
+        }
         if not ours:
             continue
         cells = []

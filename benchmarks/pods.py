@@ -12,7 +12,7 @@ from benchmarks import layouts
 from benchmarks.chips import CHIPS, roofline
 from benchmarks.compiled_text import Program, count_once
 from benchmarks.pod_networks import PodNetwork
-from benchmarks.training_steps import RHO, ROWS, Row, grouped, ours
+from benchmarks.training_steps import RHO, ROWS, Row, grouped, ours, saner_by_hand
 
 Record = dict[str, Any]
 
@@ -21,6 +21,7 @@ STEPS = ROWS | {
     "ncsam, flip ratio 0.2 by weights, logits passed": Row(
         ours(optax_sam.ncsam, RHO, flip_ratio=0.2, by_weights=True, pass_logits=True)
     ),
+    "SANER by hand": Row(saner_by_hand),
     "m-SAM, m = 8": grouped(optax_sam.sam, 8),
 }
 

@@ -59,6 +59,25 @@ def sam_by_hand(module: nn.Module, base: optax.GradientTransformation = BASE) ->
     return tx.init, step
 
 
+def saner_by_hand(module: nn.Module, base: optax.GradientTransformation = BASE) -> Step:
+    """SANER without a library: what keeping the clean gradient costs."""
+    tx = base
+
+    def down_weighted(clean, perturbed):
+        is_down = (clean * perturbed > 0) & (jnp.abs(perturbed) < jnp.abs(clean))
+        return jnp.where(is_down, 0.5, 1.0) * perturbed
+
+    def step(params, stats, state, inputs, labels):
+        objective = objective_of(module, stats, inputs, labels)
+        (loss, new_stats), clean = jax.value_and_grad(objective, has_aux=True)(params)
+        perturbed = jax.grad(objective, has_aux=True)(climb(params, clean))[0]
+        grads = jax.tree.map(down_weighted, clean, perturbed)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), new_stats, state, loss
+
+    return tx.init, step
+
+
 def optax_contrib(opaque: bool) -> Callable[..., Step]:
     """``optax.contrib.sam``: opaque is one call with two gradients, transparent two calls."""
 
