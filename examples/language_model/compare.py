@@ -155,7 +155,9 @@ def plot(groups: dict[str, list[dict[str, Any]]]) -> Figure:
                 steps = [row["step"] for row in runs[0]["rows"]]
                 values = np.mean([[row[name] for row in run["rows"]] for run in runs], axis=0)
                 name_of_line = textwrap.fill(label, 40)  # a legend must leave room for the panels
-                axes.plot(steps, values, label=name_of_line, color=colors[index % len(colors)])
+                marker = "o" if len(steps) == 1 else None
+                color = colors[index % len(colors)]
+                axes.plot(steps, values, label=name_of_line, color=color, marker=marker)
             axes.set(xlabel="step", ylabel=PANELS[name].format(unit))
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return figure
