@@ -31,8 +31,8 @@ CONTENTS = {
     "methods/index": {"Methods": " ".join(METHODS)},
     "api/index": {"API": " ".join(api_pages.pages())},
     "results/index": {
-        "Results": "family group_size image_classification frozen_features language_model benchmarks "
-        "pods"
+        "Results": "family group_size image_classification frozen_features frozen_features_noise "
+        "language_model benchmarks pods"
     },
 }
 

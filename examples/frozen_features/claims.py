@@ -109,6 +109,8 @@ def crossings(rows: list[dict[str, Any]], family: str) -> str:
     """A Markdown table: crossings minus the single contender with the best mean test accuracy."""
     best = {}
     for name in _sets(rows, family):
+        if not any(finals(rows, name, each) for each in CROSSINGS):
+            continue
         levels = {each.name: _level(rows, name, each) for each in SINGLE}
         best[name] = max(levels, key=levels.__getitem__)
     lines = [("crossing", *map(heading, best)), ("the best single one", *best.values())]
@@ -119,13 +121,18 @@ def crossings(rows: list[dict[str, Any]], family: str) -> str:
     return markdown_table(lines, left=1)
 
 
-def choices(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table: which contender held-out noisy labels choose, and what it is worth."""
+def choices(rows: list[dict[str, Any]], least: int = 10) -> str:
+    """A Markdown table: which contender held-out noisy labels choose, and what it is worth.
+
+    Data sets where fewer than ``least`` contenders have run are left out.
+    """
     lines: list[tuple[str, ...]] = [
         ("data set", "among", "chosen", "its held-out noisy accuracy [%]", "minus tuned SGD")
     ]
     groups = {"SGD": SINGLE[:1], "single ones": SINGLE, "all": SINGLE + CROSSINGS}
     for name in (name for family in FAMILIES for name in _sets(rows, family)):
+        if sum(bool(finals(rows, name, each)) for each in SINGLE) < least:
+            continue
         for group, members in groups.items():
             held_out = {each.name: _held_out(rows, name, each) for each in members}
             first = max(held_out, key=held_out.__getitem__)

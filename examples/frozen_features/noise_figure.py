@@ -1,9 +1,9 @@
-"""What methods add to SGD along the noise rate, by the kind of noise, from the runs of the evidence.
+"""What SAM adds to SGD along the noise rate, by the kind of noise, from the runs of the evidence.
 
     python -m examples.frozen_features.noise_figure docs/results/frozen_features/runs.jsonl \\
         --output docs/images/noise_rates.png
 
-Above: the smallest weight decay, ρ = 0.4, one seed. Below: each with the setting that the held-out
+Left: the smallest weight decay, ρ = 0.4, one seed. Right: each with the setting that the held-out
 noisy labels chose, five seeds, with the 95 % interval of the paired difference.
 """
 
@@ -35,8 +35,12 @@ KINDS = {
 }
 """Data sets that differ in their labels only, by the share of wrong labels in per cent."""
 
-COLORS = {"SAM": "#1f77b4", "SANER": "#d1495b", "GCE": "#2f9e5b"}
-MARKERS = {"SAM": "o", "SANER": "s", "GCE": "^"}
+STYLES = {
+    "symmetric": ("o", "#1f77b4"),
+    "asymmetric": ("^", "#d1495b"),
+    "by people": ("s", "#2f9e5b"),
+}
+TITLES = ("little weight decay, ρ = 0.4, one seed", "each tuned, five seeds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,49 +54,35 @@ class Command:
     """A .png file."""
 
 
-def points(rows: list[dict[str, Any]], kind: str) -> dict[str, list[tuple[float, ...]]]:
-    """Per curve (rate, gain, half the interval's width); a curve with little decay has "little"."""
-    found: dict[str, list[tuple[float, ...]]] = {}
+def points(rows: list[dict[str, Any]], kind: str) -> tuple[list[tuple[float, ...]], ...]:
+    """At little decay and tuned: (rate, gain, half the interval's width) of the sets that have run."""
+    little, tuned = [], []
     for rate, name in KINDS[kind].items():
-        level, *gained = little_decay(rows, name)
-        for each, value in zip(("SAM", "SANER"), gained, strict=True):
-            if math.isnan(value):
-                continue
-            found.setdefault(f"{each}, little", []).append((rate, value - level, 0.0))
-        for each in COLORS:
-            pair = difference(rows, name, each, "SGD")
-            if pair is not None:
-                found.setdefault(each, []).append((rate, *pair))
-    return found
+        level, gained, _ = little_decay(rows, name)
+        if not math.isnan(gained):
+            little.append((rate, gained - level, 0.0))
+        pair = difference(rows, name, "SAM", "SGD")
+        if pair is not None:
+            tuned.append((rate, *pair))
+    return little, tuned
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """A column per kind of noise."""
-    figure = Figure(figsize=(8.6, 5.0), layout="constrained")
-    panels = figure.subplots(2, len(KINDS), squeeze=False, sharex=True, sharey="row")
-    for column, kind in enumerate(KINDS):
-        for curve, values in points(rows, kind).items():
-            each, _, little = curve.partition(", ")
-            rates, gains, halves = np.array(values).T
-            axes = panels[0 if little else 1, column]
-            axes.errorbar(
-                rates,
-                gains,
-                None if little else halves,
-                color=COLORS[each],
-                marker=MARKERS[each],
-                markersize=5,
-                capsize=3,
-                label=each,
-            )
-        for axes in panels[:, column]:
-            axes.axhline(0, color="#7f7f7f", linewidth=0.8, linestyle="--")
-        panels[0, column].set_title(kind, fontsize=10, loc="left")
-        panels[1, column].set_xlabel("wrong labels, %")
-    panels[0, 0].set_ylabel("little weight decay:\npoints above SGD")
-    panels[1, 0].set_ylabel("each tuned:\npoints above tuned SGD")
-    handles, labels = panels[1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncol=len(COLORS))
+    """Both panels."""
+    figure = Figure(figsize=(8.6, 3.9), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for kind, (marker, color) in STYLES.items():
+        for axes, values in zip(panels, points(rows, kind), strict=True):
+            if values:
+                style = {"color": color, "marker": marker, "capsize": 3, "label": kind}
+                axes.errorbar(*np.array(values).T, **style)
+    for axes, title in zip(panels, TITLES, strict=True):
+        axes.axhline(0, color="#7f7f7f", linewidth=0.8, linestyle="--")
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("wrong labels, %")
+    panels[0].set_ylabel("SAM: points above SGD")
+    handles, labels = panels[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncol=len(STYLES))
     return figure
 
 
