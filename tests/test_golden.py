@@ -31,7 +31,8 @@ def saner_code(multiplier):
 
 NCSAM = {"flip_ratio": 0.2, "deterministic": True}
 NOTHING = optax.identity()
-MOMENTUM = optax.chain(optax.add_decayed_weights(5e-4), optax.trace(0.9))
+PLAIN = (0.0, 0.0)  # weight decay and momentum of the base optimizers
+MOMENTUM = (5e-4, 0.9)
 
 # Weight decay and momentum stand inside the method; what the file calls its direction is g.
 DECOUPLED = "wsam_decoupled"
@@ -101,22 +102,26 @@ def test_every_golden_method_is_reproduced():
 
 
 @functools.cache
-def compiled_step(method, problem, flavour):
-    """The method and its base optimizer, and one compiled training step for all radii."""
-    make, momentum = METHODS[method], MOMENTUM if flavour == "mom" else NOTHING
-    if method == DECOUPLED:
-        make, momentum = functools.partial(make, base=momentum), NOTHING
-    base = optax.chain(momentum, optax.sgd(0.05))
+def compiled_step(method, problem):
+    """One compiled training step for all radii, and for the base optimizers, which are arguments."""
+
+    def parts(rho=0.0, decay=0.0, momentum=0.0):
+        make = METHODS[method]
+        behind = [optax.add_decayed_weights(decay), optax.trace(momentum)]
+        if method == DECOUPLED:
+            return make(rho, base=optax.chain(*behind)), optax.sgd(0.05)
+        return make(rho), optax.chain(*behind, optax.sgd(0.05))
 
     @jax.jit
-    def step(rho, params, state, base_state, inputs, labels):
+    def step(settings, params, state, base_state, inputs, labels):
+        tx, base = parts(*settings)
         objective = optax_sam.Objective(PROBLEMS[problem], inputs, labels)
         loss, g = jax.value_and_grad(objective)(params)
-        d, state = make(rho).update(g, state, params, loss_fn=objective)
+        d, state = tx.update(g, state, params, loss_fn=objective)
         updates, base_state = base.update(d, base_state, params)
         return optax.apply_updates(params, updates), state, base_state, loss, g, d
 
-    return make, base, step
+    return parts(), step
 
 
 def trajectory(method, problem, config):
@@ -125,9 +130,10 @@ def trajectory(method, problem, config):
     names = [name.removeprefix(prefix) for name in data if name.startswith(prefix)]
     order = np.argsort(np.argsort(names))  # jax sorts the leaves by name, the file does not
     flavour, rho = config.split("_rho")
-    make, base, step = compiled_step(method, problem, flavour)
+    (tx, base), step = compiled_step(method, problem)
+    settings = (float(rho), *(MOMENTUM if flavour == "mom" else PLAIN))
     params = {name: jnp.asarray(data[prefix + name]) for name in names}
-    state, base_state = make(0.0).init(params), base.init(params)
+    state, base_state = tx.init(params), base.init(params)
     inputs = jnp.asarray(data["problem/X"] / 16.0)
     labels = jnp.asarray(data[f"problem/{problem}/y"].astype(np.int32))
 
@@ -139,7 +145,7 @@ def trajectory(method, problem, config):
     for t in range(12):
         rows = slice(32 * (t % 4), 32 * (t % 4) + 32)
         params, state, base_state, loss, g, d = step(
-            jnp.asarray(float(rho)), params, state, base_state, inputs[rows], labels[rows]
+            settings, params, state, base_state, inputs[rows], labels[rows]
         )
         records.append(
             {
