@@ -147,7 +147,7 @@ def test_schedule_advances(name):
         assert np.all(np.diff(norms) != 0)
 
 
-@every_method
+@one_of_each  # of all others, the composition matrix
 def test_inject_hyperparams(name):
     row = METHODS[name]
     if row.make is getattr(optax_sam, name, None):
@@ -193,7 +193,7 @@ def test_updates_keep_dtype_and_structure(name, dtype):
     assert all(value.dtype == jnp.float32 for value in metrics.values())
 
 
-@every_method
+@one_of_each
 def test_half_precision_follows_single_precision(name):
     if METHODS[name].selects_coordinates:
         pytest.skip("rounding moves coordinates between the groups")
@@ -219,7 +219,7 @@ def test_zero_gradient_gives_no_perturbation_and_no_nan(name):
     assert optax_sam.get_metrics(state)["perturbation_norm"] == 0
 
 
-@every_method
+@one_of_each
 def test_recovers_after_a_zero_gradient(name):
     tx = METHODS[name].make(0.1)
     params, loss_fn = objective()
@@ -240,7 +240,7 @@ def test_nan_is_passed_on(name):
     assert any(jnp.isnan(u).any() for u in jax.tree.leaves(updates))
 
 
-@every_method
+@one_of_each
 def test_integer_and_none_leaves_survive(name):
     tx = optax.chain(METHODS[name].make(0.1), optax.sgd(0.1, momentum=0.9))
     params, inputs, labels = problem()

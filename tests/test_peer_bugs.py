@@ -294,7 +294,7 @@ class Network(nn.Module):
         return nn.Dense(3)(hidden)
 
 
-@every_method
+@pytest.mark.parametrize("make", [optax_sam.sam, optax_sam.jsam], ids=["sam", "jsam"])
 def test_17_batch_statistics_and_dropout_masks_are_those_of_the_clean_pass(make):
     """Statistics updated twice or by the perturbed pass, another mask in each pass (many codes)."""
     model, (inputs, labels) = Network(), examples(batch_size=16)

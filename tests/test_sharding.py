@@ -68,7 +68,6 @@ METHODS = {
     "sam": optax_sam.sharpness_aware(ascent),
     "saner": optax_sam.sharpness_aware(ascent, combination=optax_sam.down_weight(0.5)),
     "jsam": optax_sam.sharpness_aware(ascent, evaluation=optax_sam.jacobian_only),
-    "gsam": optax_sam.sharpness_aware(ascent, combination=optax_sam.subtract_orthogonal(0.1)),
     "vasso": optax_sam.sharpness_aware(optax.chain(optax_sam.moving_average(0.2), ascent)),
     "1-SAM": optax_sam.sam(RHO, group_size=1),
 }

@@ -68,7 +68,11 @@ def check_equality(name, evaluations, microbatch_size=None, batch=5, group_size=
     assert_close(actual(params, RHO), expected(params, RHO))
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in NOT_PROVED])
+# The larger ones of their kinds have all that these have.
+LARGER = {"CNN with GroupNorm": "ResNet with GroupNorm", "GPT": "GPT with tied embedding"}
+
+
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n not in NOT_PROVED and n not in LARGER])
 def test_full_gradient_equals_the_naive_form(name, x64):
     # A loop over two microbatches of three.
     check_equality(name, ["full"], microbatch_size=3, batch=6)

@@ -347,7 +347,7 @@ def wait_for(condition, process):
         time.sleep(0.002)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
     tmp_path, capsys, monkeypatch
 ):
@@ -397,7 +397,7 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
     assert without_times(one["rows"]) == without_times(other["rows"])
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_with_two_devices_give_the_result_of_one(tmp_path, monkeypatch):
     config = dataclasses.replace(TINY, method="saner", norm="batch", momentum=0.9)
     monkeypatch.setattr(train.figures, "plot_run", lambda *_: None)  # here; they draw

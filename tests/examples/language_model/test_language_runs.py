@@ -439,7 +439,7 @@ def wait_for(condition, process):
         time.sleep(0.002)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
     finished, quick, tmp_path, capsys
 ):
@@ -486,7 +486,7 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
     assert without_times(one["rows"]) == without_times(other["rows"])
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_with_two_devices_give_the_result_of_one(finished, tmp_path):
     settings, alone = finished
     with socket.socket() as free:
