@@ -146,7 +146,8 @@ def run_tests(copy: Path, tests: list[str], timeout: float) -> tuple[str, str]:
             import pytest
 
             present = [test for test in tests if (copy / test).exists()]
-            code = pytest.main([*present, "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not processes"])
+            options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not processes"]
+            code = pytest.main([*present, *options])
         failed = [
             line for line in text.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))
         ]
