@@ -68,8 +68,7 @@ class Objective:
 
     Raises:
       TypeError: if ``apply_fn``, ``loss`` or ``penalty`` is not callable, or ``spmd_axis_name`` is no
-        name; when called, if the labels do
-        not fit the default loss.
+        name; when called, if the labels do not fit the default loss.
       ValueError: if the batch axes disagree or ``microbatch_size`` does not divide B; when called, if
         the loss is not one value per example, if ``apply_fn`` returns a tuple without ``has_aux`` (and
         the reverse), or if the network mixes the examples of a microbatch.

@@ -68,6 +68,9 @@ def test_with_labels_and_replace_change_one_thing():
     assert objective.labels is not other
     assert objective.replace(loss=optax.squared_error).loss is optax.squared_error
     assert objective.replace(has_aux=True).has_aux
+    sharded = objective.replace(spmd_axis_name="data")
+    assert sharded.with_labels(other).spmd_axis_name == "data"
+    assert jax.tree.map(lambda leaf: leaf, sharded).spmd_axis_name == "data"
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])

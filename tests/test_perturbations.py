@@ -406,6 +406,15 @@ class TestNoiseCompensationDraws:
         draw = jax.vmap(lambda key: choose_examples(logits, flip_ratio, key))
         return np.asarray(jax.jit(draw)(keys))
 
+    def test_the_gap_is_between_the_two_largest_logits(self):
+        """Whatever their sign, and also if they are equal."""
+        logits = jnp.array(
+            [[-5.0, -1.0, -4.0], [-2.0, -9.0, -2.5], [3.0, 3.0, -1.0], [0.0, 2.0, -7.0]]
+        )
+        for count, expected in [(1, [2]), (2, [2, 1]), (3, [2, 1, 3])]:  # gaps 3, 0.5, 0, 2
+            chosen = choose_examples(logits, count / 4, None)
+            np.testing.assert_array_equal(chosen, expected)
+
     def test_frequencies_of_one_draw(self):
         number = 20_000
         first = self.draws(0.2, number)

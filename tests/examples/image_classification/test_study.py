@@ -109,6 +109,26 @@ def test_it_stops_in_time_and_goes_on(tmp_path, monkeypatch):
     assert len(done(tmp_path)) == 6
 
 
+def test_nothing_begins_after_the_end_and_the_last_run_may_be_cut_short(tmp_path, monkeypatch):
+    clock, started = [0.0], []
+    monkeypatch.setattr(study.time, "monotonic", lambda: clock[0])
+    settings = small(tmp_path, methods=("SGD",), noises=("symmetric",), seeds=(0,), epochs=(1,))
+
+    def late(config, **_):  # it ends behind the deadline
+        started.append(config)
+        clock[0] += 1e6
+        pretend(config)
+
+    def cut_short(config, **_):
+        raise train.OutOfTime("the time is over")
+
+    monkeypatch.setattr(train, "train", late)
+    assert not run(settings)
+    assert len(started) == 1
+    monkeypatch.setattr(train, "train", cut_short)
+    assert not run(settings)  # of two, the last one is left
+
+
 def test_what_diverges_is_left_out_and_not_tried_again(tmp_path, monkeypatch):
     settings = small(
         tmp_path, methods=("SGD", "SAM"), decays=(), noises=("symmetric",), epochs=(1,)
