@@ -23,7 +23,7 @@ import tyro
 from . import train
 from .checkpoints import CheckpointError, CheckpointNotSaved
 from .compare import FinishedRun, read_run
-from .config import Augmentation, Config, differences
+from .config import Augmentation, Config
 from .data import load
 from .logs import write_json
 from .output_folder import explain, held, write_atomically
@@ -179,14 +179,9 @@ def finished(job: Job) -> FinishedRun | None:
     if not (folder / "results.json").exists():
         return None
     run = read_run(folder)
-    changed = differences(run.results["config"], job.config.to_json())
-    changed = {name: pair for name, pair in changed.items() if name not in train.MAY_MOVE}
-    if changed:
-        listed = ", ".join(
-            f"{name}: {old!r} then, {new!r} now" for name, (old, new) in changed.items()
-        )
+    if changed := train.changed_settings(run.results["config"], job.config):
         raise ValueError(
-            f"--output: {folder} is a run of another study ({listed}). Take its settings, or name "
+            f"--output: {folder} is a run of another study ({changed}). Take its settings, or name "
             "another --output."
         )
     return run
