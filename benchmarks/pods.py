@@ -12,7 +12,15 @@ from benchmarks import layouts
 from benchmarks.chips import CHIPS, roofline
 from benchmarks.compiled_text import Program, count_once
 from benchmarks.pod_networks import PodNetwork
-from benchmarks.training_steps import RHO, ROWS, Row, grouped, ours, saner_by_hand
+from benchmarks.training_steps import (
+    RHO,
+    ROWS,
+    Row,
+    grouped,
+    ours,
+    sam_by_hand_with_both_losses,
+    saner_by_hand,
+)
 
 Record = dict[str, Any]
 
@@ -21,6 +29,8 @@ STEPS = ROWS | {
     "ncsam, flip ratio 0.2 by weights, logits passed": Row(
         ours(optax_sam.ncsam, RHO, flip_ratio=0.2, by_weights=True, pass_logits=True)
     ),
+    "SAM by hand, both losses": Row(sam_by_hand_with_both_losses),
+    "sam, perturbed loss": Row(ours(optax_sam.sam, RHO, perturbed_loss=True)),
     "SANER by hand": Row(saner_by_hand),
     "m-SAM, m = 8": grouped(optax_sam.sam, 8),
 }

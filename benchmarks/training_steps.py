@@ -46,7 +46,7 @@ def climb(params, grads):
 
 
 def sam_by_hand(module: nn.Module, base: optax.GradientTransformation = BASE) -> Step:
-    """SAM as one writes it without a library: the floor."""
+    """SAM as one writes it without a library: the floor. It does not know the loss at w + ε."""
     tx = base
 
     def step(params, stats, state, inputs, labels):
@@ -55,6 +55,24 @@ def sam_by_hand(module: nn.Module, base: optax.GradientTransformation = BASE) ->
         grads = jax.grad(objective, has_aux=True)(climb(params, grads))[0]
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), new_stats, state, loss
+
+    return tx.init, step
+
+
+def sam_by_hand_with_both_losses(
+    module: nn.Module, base: optax.GradientTransformation = BASE
+) -> Step:
+    """SAM by hand that reports the loss at w + ε as well, as ours does: what knowing it costs."""
+    tx = base
+
+    def step(params, stats, state, inputs, labels):
+        objective = objective_of(module, stats, inputs, labels)
+        value_and_grad = jax.value_and_grad(objective, has_aux=True)
+        (loss, new_stats), grads = value_and_grad(params)
+        (perturbed_loss, _), grads = value_and_grad(climb(params, grads))
+        updates, state = tx.update(grads, state, params)
+        losses = (loss, perturbed_loss)
+        return optax.apply_updates(params, updates), new_stats, state, losses
 
     return tx.init, step
 

@@ -36,6 +36,10 @@ class Config:
     methods: tuple[str, ...] = ("sgd", "sam", "saner", "jsam")
     """Methods to try; also lsam, 1-sam, m-sam, ncsam."""
 
+    losses: tuple[str, ...] = ("cross_entropy",)
+    """Losses to try, each with every method; also gce (q = 0.5), sce (α = 0.5), elr (λ = 3) and
+    label_smoothing (0.3)."""
+
     heads: tuple[Literal["linear", "mlp"], ...] = ("linear", "mlp")
     """Heads to try."""
 
@@ -76,9 +80,12 @@ class Config:
         names = ", ".join(METHODS)
         for method in self.methods:
             _require(method in METHODS, "--methods", method, f"Choose from {names}.")
+        for loss in self.losses:
+            names = "cross_entropy, gce, sce, elr, label_smoothing"
+            _require(loss in names.split(", "), "--losses", loss, f"Choose from {names}.")
         for head in self.heads:
             _require(head in ("linear", "mlp"), "--heads", head, "Choose from linear, mlp.")
-        for name in ("methods", "heads", "radii", "decays", "learning_rates"):
+        for name in ("methods", "losses", "heads", "radii", "decays", "learning_rates"):
             values = getattr(self, name)
             flag = f"--{name.replace('_', '-')}"
             _require(len(values) > 0, flag, values, "Give at least one.")
@@ -110,6 +117,12 @@ class Config:
             "--methods",
             "ncsam",
             "It flips labels, so it takes no --soft ones; leave one of them out.",
+        )
+        _require(
+            not ("ncsam" in self.methods and set(self.losses) != {"cross_entropy"}),
+            "--losses",
+            self.losses,
+            "ncsam knows cross_entropy only; leave one of them out.",
         )
 
     def fitted_to(self, data: Features) -> "Config":

@@ -75,19 +75,22 @@ def along_radius(outcome: "Outcome") -> Figure:
 def _plot_radius(axes: Axes, results: list[Result], measure: str) -> None:
     axes.set_xscale("log")
     ticks = sorted({result.setting.rho for result in results if result.setting.rho > 0})
-    for method in dict.fromkeys(result.setting.method for result in results):
-        row = METHODS[method]
-        points = []
-        ours = [result for result in results if result.setting.method == method]
+    losses = list(dict.fromkeys(result.setting.loss for result in results))
+    for family in dict.fromkeys(result.setting.family for result in results):
+        ours = [result for result in results if result.setting.family == family]
+        setting, points = ours[0].setting, []
+        marker = "osD^v"[losses.index(setting.loss)]
+        color = METHODS[setting.method].color
         for rho in sorted({result.setting.rho for result in ours}):
             at = [result for result in ours if result.setting.rho == rho]
             best = max(at, key=lambda result: result.measures["held_out"])
             points.append((rho, 100 * best.measures[measure]))
-        if method == "sgd":
-            axes.axhline(points[0][1], color=row.color, linestyle="--", label=row.label)
+        if setting.method == "sgd":
+            style = ["--", ":", "-.", (0, (1, 4)), (0, (6, 4))][losses.index(setting.loss)]
+            axes.axhline(points[0][1], color=color, linestyle=style, label=setting.name)
         else:
             x, y = zip(*points, strict=True)
-            axes.plot(x, y, color=row.color, marker="o", markersize=4, label=row.label)
+            axes.plot(x, y, color=color, marker=marker, markersize=4, label=setting.name)
     if ticks:
         axes.set_xticks(ticks)
         axes.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)

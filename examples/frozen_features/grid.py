@@ -4,6 +4,7 @@ import itertools
 from typing import NamedTuple
 
 from .config import Config
+from .losses import LOSSES
 from .methods import METHODS
 from .recipes import Knobs, Recipe
 
@@ -18,26 +19,33 @@ class Setting(NamedTuple):
     rho: float
     decay: float
     rate: float
+    loss: str = "cross_entropy"
 
     @property
-    def family(self) -> tuple[str, str]:
+    def family(self) -> tuple[str, str, str]:
         """What shares a compiled program."""
-        return self.head, self.method
+        return self.head, self.method, self.loss
 
     @property
     def knobs(self) -> Knobs:
         """The traced part."""
-        return Knobs(self.rho, self.decay, self.rate)
+        return Knobs(self.rho, self.decay, self.rate, LOSSES[self.loss].strength)
+
+    @property
+    def name(self) -> str:
+        """Of the method and, where it is not cross-entropy, the loss."""
+        loss = f" + {LOSSES[self.loss].label}" if self.loss != "cross_entropy" else ""
+        return METHODS[self.method].label + loss
 
     @property
     def label(self) -> str:
         """For tables."""
         radius = f" ρ={self.rho:g}" if self.method != "sgd" else ""
-        return f"{METHODS[self.method].label} {self.head}{radius} decay={self.decay:g}"
+        return f"{self.name} {self.head}{radius} decay={self.decay:g}"
 
     def recipe(self, hidden: int) -> Recipe:
         """The static part."""
-        return Recipe(self.method, self.head, hidden)
+        return Recipe(self.method, self.head, hidden, loss=self.loss)
 
 
 class Rung(NamedTuple):
@@ -58,13 +66,13 @@ class Rung(NamedTuple):
 def settings(config: Config) -> list[Setting]:
     """All settings; SGD has no radius, and J-SAM on a linear head is SGD."""
     points = []
-    for head, method in itertools.product(config.heads, config.methods):
+    for head, method, loss in itertools.product(config.heads, config.methods, config.losses):
         row = METHODS[method]
         if head == "linear" and not row.linear and "sgd" in config.methods:
             continue
         radii = [row.radius * rho for rho in config.radii] if row.radius else [0.0]
         for rho, decay, rate in itertools.product(radii, config.decays, config.learning_rates):
-            points.append(Setting(head, method, rho, decay, rate))
+            points.append(Setting(head, method, rho, decay, rate, loss))
     return points
 
 

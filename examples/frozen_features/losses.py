@@ -1,11 +1,12 @@
 """Losses on class distributions; those from the literature on wrong labels beside cross-entropy.
 
-Each is built from one strength, which may be traced: ``LOSSES[name](strength)(logits, labels)`` gives
-one loss per example. Labels have shape ``(batch, classes)``; those of ELR have the past predictions
-behind them, shape ``(batch, 2 * classes)``.
+Each is built from one strength, which may be traced: ``LOSSES[name].build(strength)(logits, labels)``
+gives one loss per example. Labels have shape ``(batch, classes)``; those of ELR have the past
+predictions behind them, shape ``(batch, 2 * classes)``.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,11 +77,25 @@ def early_learning(strength: jax.Array) -> Loss:
     return loss
 
 
-LOSSES: dict[str, Callable[[jax.Array], Loss]] = {
-    "cross_entropy": cross_entropy,
-    "label_smoothing": label_smoothing,
-    "gce": generalized_cross_entropy,
-    "smooth_gce": smooth_generalized_cross_entropy,
-    "sce": symmetric_cross_entropy,
-    "elr": early_learning,
+class Row(NamedTuple):
+    """One loss.
+
+    Attributes:
+      label: name in tables and figures.
+      build: from the strength, the loss.
+      strength: the one that fit.py takes.
+    """
+
+    label: str
+    build: Callable[[jax.Array], Loss]
+    strength: float
+
+
+LOSSES = {
+    "cross_entropy": Row("cross-entropy", cross_entropy, 0.0),
+    "label_smoothing": Row("smoothing", label_smoothing, 0.3),
+    "gce": Row("GCE", generalized_cross_entropy, 0.5),
+    "smooth_gce": Row("smooth GCE", smooth_generalized_cross_entropy, 0.5),
+    "sce": Row("SCE", symmetric_cross_entropy, 0.5),
+    "elr": Row("ELR", early_learning, 3.0),
 }

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from .criteria import CRITERIA
 from .grid import Setting
-from .methods import METHODS
 from .search import Progress, Result
 
 if TYPE_CHECKING:
@@ -48,11 +47,11 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 
 def rows_of(results: list[Result]) -> list[tuple[Setting, list[Result]]]:
-    """Per head and method its best setting: the furthest round decides, then held-out accuracy."""
+    """The best setting of every head, method and loss, by the furthest round and held-out accuracy."""
     by_setting: dict[Setting, list[Result]] = {}
     for result in results:
         by_setting.setdefault(result.setting, []).append(result)
-    best: dict[tuple[str, str], tuple[tuple[int, float], Setting, list[Result]]] = {}
+    best: dict[tuple[str, ...], tuple[tuple[int, float], Setting, list[Result]]] = {}
     for setting, runs in by_setting.items():
         rows = runs[-1].rows
         runs = [run for run in runs if run.rows == rows]
@@ -72,8 +71,9 @@ def table_rows(results: list[Result]) -> list[tuple[str, ...]]:
             values = 100 * np.array([run.measures[name] for run in runs])
             numbers.append("-" if np.isnan(values).any() else f"{values.mean():.1f}")
         radius = "-" if setting.method == "sgd" else f"{setting.rho:g}"
-        label = METHODS[setting.method].label
-        lines.append((setting.head, label, radius, f"{setting.decay:g}", *numbers, _seen(runs)))
+        lines.append(
+            (setting.head, setting.name, radius, f"{setting.decay:g}", *numbers, _seen(runs))
+        )
     return lines
 
 
@@ -150,7 +150,7 @@ def show(outcome: "Outcome", seconds: float) -> None:
     )
     for note in data.notes:
         console.print(note, highlight=False)
-    console.print("The best setting of every head and method, in percent:", highlight=False)
+    console.print("The best setting of every head, method and loss, in percent:", highlight=False)
     table = Table(
         title=title,
         box=box.SIMPLE_HEAD,

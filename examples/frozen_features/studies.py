@@ -12,6 +12,9 @@ DECAYS = (5e-4, 3e-3, 1e-2, 2e-2)
 FINE = (1.5e-3, 3e-3, 5e-3, 8e-3)
 """Around 3e-3, where DECAYS has a gap: the gradient of a robust loss is smaller, so it wants less."""
 
+MORE = (1e-2, 1.5e-2, 2e-2, 3e-2)
+"""Around 2e-2, the edge of DECAYS, which SCE chose on all of CIFAR-10N's images."""
+
 TRIALS = 12
 
 
@@ -135,6 +138,8 @@ BASELINES = (
     Contender("GCE, twice the epochs", _strengths(POWERS, loss="gce"), passes=2),
     Contender("GCE, fine decay", _strengths((0.4, 0.5, 0.6), FINE, loss="gce")),
     Contender("SCE, fine decay", _strengths((0.1, 0.3, 0.5), (*FINE[1:], 1.2e-2), loss="sce")),
+    Contender("SCE, more decay", _strengths((0.1, 0.3, 0.5), MORE, loss="sce")),
+    Contender("SCE, twice the epochs", _strengths((0.1, 0.3, 0.5), MORE, loss="sce"), passes=2),
 )
 
 CROSSINGS = (

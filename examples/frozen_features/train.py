@@ -143,7 +143,7 @@ def _epoch_program(recipe: Recipe, classes: int) -> Callable[..., Any]:
         if labels.ndim == 1:
             loss_fn = optax.softmax_cross_entropy_with_integer_labels
         else:
-            loss_fn = LOSSES[recipe.loss](knobs.strength)
+            loss_fn = LOSSES[recipe.loss].build(knobs.strength)
         objective = optax_sam.Objective(apply_fn, inputs, labels, loss_fn)
 
         def penalized(params: networks.Params) -> jax.Array:

@@ -29,6 +29,15 @@ def test_the_grid_has_no_point_twice():
     assert one == pytest.approx(0.05)
 
 
+def test_every_loss_goes_with_every_method_and_has_its_strength():
+    points = grid.settings(Config(losses=("cross_entropy", "sce")))
+    assert len(set(points)) == len(points) == 2 * 68
+    robust = next(p for p in points if p.loss == "sce" and p.method == "saner")
+    assert (robust.recipe(8).loss, robust.knobs.strength) == ("sce", 0.5)
+    assert robust.label == "SANER + SCE linear ρ=0.1 decay=0.001"
+    assert len({p.family for p in points}) == 14
+
+
 def test_few_rows_get_more_seeds_and_many_rows_get_more_rows():
     assert [(r.rows, r.seeds) for r in grid.rungs(1000, 60)] == [
         (1000, (0,)),
@@ -163,6 +172,9 @@ def test_precision_counts_the_wrong_labels_at_the_top():
         ({"canary_share": 0.7}, ["--canary-share: 0.7"]),
         ({"seed": -1}, ["--seed: -1"]),
         ({"soft": True, "methods": ("ncsam",)}, ["ncsam", "--soft"]),
+        ({"losses": ("mae",)}, ["--losses: 'mae'", "Choose from cross_entropy, gce"]),
+        ({"losses": ("gce", "gce")}, ["--losses", "once"]),
+        ({"losses": ("sce",), "methods": ("sgd", "ncsam")}, ["--losses", "ncsam"]),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, words):

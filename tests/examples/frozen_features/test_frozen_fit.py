@@ -100,6 +100,17 @@ def test_another_seed_gives_other_bits(tmp_path, no_figures):
     assert first != second
 
 
+def test_losses_are_settings_like_any_other(tmp_path, no_figures):
+    small = {"heads": ("mlp",), "methods": ("sgd", "saner"), "radii": (0.1,), "decays": (1e-3,)}
+    losses = ("cross_entropy", "sce")
+    outcome = fit.fit(config(tmp_path, losses=losses, **small), features(), quiet=True)
+    table = (tmp_path / "table.md").read_text()
+    assert [f"| {name} |" in table for name in ("SGD", "SGD + SCE", "SANER + SCE")] == [True] * 3
+    first = {r.setting.name: r.measures["small_loss"] for r in outcome.results if r.rung == 0}
+    assert len(set(first.values())) == len(first) == 4
+    assert {row["loss"] for row in _results(tmp_path)["search"]} == set(losses)
+
+
 def test_a_killed_run_goes_on_to_the_same_bits(fitted, tmp_path, monkeypatch):
     folder, _ = fitted
     saved, save = [], Folder.save_block
