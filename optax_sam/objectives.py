@@ -544,7 +544,8 @@ def require_objective(loss_fn: Any, method: str) -> Objective:
             "loss_fn=optax_sam.Objective(apply_fn, inputs, labels), which is the mean loss "
             "and keeps the logits, the examples and the labels apart. A penalty in the loss "
             "(weight decay) goes along as Objective(..., penalty=), weights as Objective(..., "
-            "weights=)."
+            "weights=). Of a Flax nnx model, optax_sam.nnx.objective makes it, of an Equinox one "
+            "optax_sam.equinox.objective."
         )
     return loss_fn
 
