@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where this file runs as a 
 
 from benchmarks import figures, float32_error, growth, layers, overhead, step_costs
 from benchmarks.architectures import NETWORKS
-from benchmarks.tables import write_csv
+from benchmarks.tables import file_name, write_csv
 
 PARTS = ("steps", "growth", "overhead", "float32_error", "layers")
 GROWTH_ROUNDS = 3
@@ -82,15 +82,10 @@ class Report:
         if self.output is not None:
             write_csv(self.output / f"{name}.csv", records)
 
-    def figure(self, name: str, figure: figures.Figure) -> None:
-        """A figure."""
+    def figures(self, records: list[dict[str, Any]], prefix: str = "") -> None:
+        """A figure for each network."""
         if self.output is not None:
-            figure.savefig(self.output / f"{name}.svg")
-
-
-def file_name(network: str) -> str:
-    """``cnn_groupnorm`` of ``CNN, GroupNorm``."""
-    return network.lower().replace(", ", "_").replace("-", "_")
+            figures.write(records, self.output, prefix)
 
 
 def run_steps(options: argparse.Namespace, report: Report) -> None:
@@ -105,7 +100,7 @@ def run_steps(options: argparse.Namespace, report: Report) -> None:
         records += found
         report.text(file_name(name), step_costs.table(found, note))
         report.records("steps", records)
-        report.figure("steps", figures.steps(records))
+        report.figures(found)
 
 
 def run_growth(options: argparse.Namespace, report: Report) -> None:
@@ -117,7 +112,7 @@ def run_growth(options: argparse.Namespace, report: Report) -> None:
         records += found
         report.text(f"growth_{file_name(name)}", growth.table(found))
         report.records("growth", records)
-        report.figure(f"growth_{file_name(name)}", figures.growth(found))
+        report.figures(found, "growth_")
 
 
 def run_overhead(options: argparse.Namespace, report: Report) -> None:

@@ -1,5 +1,6 @@
 """The tables and the figure of the steps that were compiled for pods."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,13 +121,16 @@ def aims(records: Sequence[Record]) -> str:
 
 
 def figure(records: Sequence[Record]) -> Any:
-    """Least time and bytes sent against the number of chips, one column for network and layout."""
+    """Least time and bytes sent against the number of chips, a panel each for network and layout.
+
+    Steps that differ by less than a fiftieth in a panel are one line there.
+    """
+    import numpy as np
     from matplotlib.figure import Figure
 
-    from benchmarks.figures import GREY, style
+    from optax_sam import plots
 
-    colors = ("#999999", "#000000", "#e69f00", "#0072b2", "#d55e00", "#009e73")
-    steps = ("SGD", BASE, "optax.contrib.sam, opaque", "sam", "saner", "1-SAM")
+    steps = {"SGD": "base optimizer"} | {s: s for s in (BASE, "sam", "saner", "1-SAM")}
     columns = {
         key: here
         for key, here in groups(
@@ -137,32 +141,47 @@ def figure(records: Sequence[Record]) -> Any:
     }
     if not columns:
         return None
-    width = max(6.5, 1 + 2.8 * len(columns))  # the legend needs that much
-    drawn = Figure(figsize=(width, 5.4), layout="constrained")
-    panels = drawn.subplots(2, len(columns), squeeze=False)
-    for column, ((network, layout, chip), here) in enumerate(columns.items()):
-        for row, (key, unit, label) in enumerate(
-            [("roofline", 1e-3, "least time [ms]"), ("sent", 1e9, "sent by a chip [GB]")]
-        ):
-            axes = panels[row][column]
-            style(axes, f"{network}, {chip}\n{layout}" if row == 0 else "")
-            for step, color in zip(steps, colors, strict=True):
-                points = sorted((r["chips"], r[key] / unit) for r in here if r["step"] == step)
-                if points:
-                    name = "base optimizer" if step == "SGD" else step
-                    axes.plot(*zip(*points, strict=True), "o-", color=color, label=name, ms=4)
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(MANY, [str(value) for value in MANY])
-            axes.set_ylim(bottom=0)
-            if column == 0:
-                axes.set_ylabel(label, color=GREY)
-            if row == 1:
-                axes.set_xlabel("chips", color=GREY)
-    labels: dict[str, Any] = {}
-    for axes in panels.flat:
-        labels |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    drawn.legend(labels.values(), labels.keys(), loc="outside lower left", ncols=3, frameon=False)
+    measured = (("roofline", 1e-3, "least time, ms"), ("sent", 1e9, "sent by a chip, GB"))
+    panels = [
+        (f"{network}, {chip}, {layout}: {title}", {
+            name: [
+                next((r[key] / unit for r in here if (r["step"], r["chips"]) == (step, many)), np.nan)
+                for many in MANY
+            ]
+            for step, name in steps.items()
+        })
+        for (network, layout, chip), here in columns.items()
+        for key, unit, title in measured
+    ]  # fmt: skip
+    drawn = Figure(figsize=(4.4, 1.75 * len(panels)), layout="constrained", facecolor="none")
+    drawn.get_layout_engine().set(hspace=0.08)
+    for axes, (title, lines) in zip(drawn.subplots(len(panels), 1), panels, strict=True):
+        axes.set_title(title, loc="left", fontsize=9.5, color=plots.TEXT)
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(0, 1.1 * np.nanmax([*lines.values()]))
+        named = {textwrap.fill(name, 15): line for name, line in merged(lines).items()}
+        plots.curves(named, MANY, xlabel="chips", axes=axes)
+        axes.set_xticks(MANY, [str(value) for value in MANY])
     return drawn
+
+
+def merged(lines: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Lines that nobody can tell apart as one with all of their names; empty ones are left out."""
+    found: dict[str, list[float]] = {}
+    for name, values in lines.items():
+        same = [key for key, line in found.items() if equal(line, values)]
+        if same:
+            found = {key + (f", {name}" if key in same else ""): found[key] for key in found}
+        elif any(value == value for value in values):
+            found[name] = values
+    return found
+
+
+def equal(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether two lines have the same points, to a fiftieth; a missing one is NaN."""
+    return all(
+        (a != a and b != b) or abs(a - b) < 0.02 * a for a, b in zip(first, second, strict=True)
+    )
 
 
 def write(records: Sequence[Record], output: Path) -> None:
@@ -172,5 +191,8 @@ def write(records: Sequence[Record], output: Path) -> None:
     parts = groups(records, "network", "layout", "chip", "chips")
     (output / "steps.md").write_text("\n".join(map(table, parts.values())), encoding="utf-8")
     (output / "aims.md").write_text(aims(records), encoding="utf-8")
+    from matplotlib import rc_context
+
     if (drawn := figure(records)) is not None:
-        drawn.savefig(output / "chips.svg")
+        with rc_context({"font.size": 9, "svg.hashsalt": "optax_sam"}):
+            drawn.savefig(output / "chips.svg", metadata={"Date": None})

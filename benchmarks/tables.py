@@ -29,3 +29,8 @@ def write_csv(path: Path, records: Sequence[dict[str, Any]]) -> None:
             writer.writerow(
                 {key: round(v, 6) if isinstance(v, float) else v for key, v in record.items()}
             )
+
+
+def file_name(network: str) -> str:
+    """``cnn_groupnorm`` of ``CNN, GroupNorm``."""
+    return network.lower().replace(", ", "_").replace("-", "_")

@@ -44,7 +44,8 @@ def curves(
 
     Args:
       series: name → values, shape ``(k,)``, or ``(runs, k)`` for a mean with a band of one standard
-        deviation over the runs. At most 10.
+        deviation over the runs; NaN where there is no value. At most 10. A name may have several
+        lines of text.
       x: shape ``(k,)``; None counts from 1.
       xlabel: the name of x.
       ylabel: what the values are, with the unit.
@@ -84,7 +85,7 @@ def curves(
         color = COLORS[index % len(COLORS)]
         dashes = DASHES[(index + index // len(COLORS)) % len(DASHES)]
         mean = runs.mean(axis=0)
-        marker = "o" if along.size == 1 else ""
+        marker = "o" if np.isfinite(mean).sum() == 1 else ""
         lines += axes.plot(along, mean, color=color, linestyle=dashes, marker=marker, label=name)
         if len(runs) > 1:
             deviation = runs.std(axis=0, ddof=1)
@@ -317,26 +318,35 @@ def _name_at_ends(axes: Axes, lines: list[Line2D]) -> None:
     """Writes each line's name beside its last point, moved apart where they would overlap."""
     figure: Any = axes.get_figure(root=True)
     figure.draw_without_rendering()  # the layout and the limits are known after it
-    ends = [np.asarray(line.get_xydata())[-1] for line in lines]
+    corner = axes.get_xlim()[1], axes.get_ylim()[0]  # for a line without any value
+    points = [np.asarray(line.get_xydata()) for line in lines]
+    ends = [[corner, *values[np.isfinite(values[:, 1])]][-1] for values in points]
     heights = [axes.transData.transform(end)[1] * 72 / figure.dpi for end in ends]
-    for line, end, height, placed in zip(lines, ends, heights, _spread(heights, 11.0), strict=True):
+    sizes = [11.0 * (1 + str(line.get_label()).count("\n")) for line in lines]
+    moved = np.array(heights)
+    for x in {end[0] for end in ends}:  # only names that stand above each other can touch
+        here = [index for index, end in enumerate(ends) if end[0] == x]
+        moved[here] = _spread([heights[i] for i in here], [sizes[i] for i in here])
+    for line, end, height, placed in zip(lines, ends, heights, moved, strict=True):
         axes.annotate(
             str(line.get_label()), end, (6, placed - height), textcoords="offset points",
             color=line.get_color(), va="center", fontsize=9, annotation_clip=False,
         )  # fmt: skip
 
 
-def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights in the same order, moved as little as needed to be ``gap`` apart."""
+def _spread(heights: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    """The heights in the same order, moved as little as needed for names of these sizes."""
     order = np.argsort(heights, kind="stable")
-    # Sorted heights minus equal steps must not fall: the nearest such sequence pools neighbors.
+    ordered = np.asarray(sizes)[order]
+    steps = np.append(0.0, np.cumsum((ordered[1:] + ordered[:-1]) / 2))
+    # Sorted heights minus these steps must not fall: the nearest such sequence pools neighbors.
     blocks: list[list[float]] = []
-    for rank, index in enumerate(order):
-        blocks.append([heights[index] - rank * gap])
+    for index, step in zip(order, steps, strict=True):
+        blocks.append([heights[index] - step])
         while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
             last = blocks.pop()
             blocks[-1] += last
     pooled = [float(np.mean(block)) for block in blocks for _ in block]
     placed = np.empty(len(order))
-    placed[order] = np.asarray(pooled) + gap * np.arange(len(order))
+    placed[order] = np.asarray(pooled) + steps
     return [float(height) for height in placed]

@@ -79,7 +79,7 @@ def test_colors_are_apart(vision):
     ],
 )
 def test_names_are_moved_apart_as_little_as_needed(heights, expected):
-    assert plots._spread(heights, 10) == pytest.approx(expected)
+    assert plots._spread(heights, [10] * len(heights)) == pytest.approx(expected)
 
 
 def test_curves_are_named_at_their_ends_and_differ_without_color():
@@ -100,6 +100,20 @@ def test_curves_are_named_at_their_ends_and_differ_without_color():
     looks = {(line.get_color(), str(line._dash_pattern)) for line in axes.lines}
     assert len(looks) == 10
     assert figure.get_facecolor()[3] == axes.get_facecolor()[3] == 0  # transparent
+
+
+def test_a_line_that_ends_early_has_its_name_there_and_names_may_have_two_lines():
+    nan = float("nan")
+    values = {"two\nlines": [3.0, 1.0, nan], "point": [nan, 1.0, nan], "c": [1.0, 1.0, 1.0]}
+    axes = plots.curves(values | {"nothing": [nan] * 3})
+    axes.figure.draw_without_rendering()
+    assert [tuple(text.xy) for text in axes.texts[:3]] == [(2, 1), (2, 1), (3, 1)]
+    assert [line.get_marker() for line in axes.lines] == ["", "o", "", ""]
+    first, second = sorted(
+        (text.get_window_extent() for text in axes.texts[:2]), key=lambda box: box.y0
+    )
+    assert first.y1 - 1 < second.y0
+    assert axes.texts[2].xyann == (6, 0)  # no other name is above or below it
 
 
 def test_curves_of_several_runs_have_their_mean_and_band():

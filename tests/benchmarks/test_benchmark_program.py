@@ -91,7 +91,7 @@ def test_the_whole_program(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(layers, "CASES", [layers.Case(small, batch_size=4, length=3)])
     cost.main(["--everything", "--output", str(tmp_path)])
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("machine.md", "mlp.md", "steps.csv", "steps.svg"),
+        *("machine.md", "mlp.md", "steps.csv", "mlp.svg"),
         *("growth_mlp.md", "growth.csv", "growth_mlp.svg"),
         *("overhead.md", "overhead.csv", "float32_error.md", "float32_error.csv"),
         *("layers.md", "layers.csv"),
