@@ -108,7 +108,7 @@ def as_stage(name: str, stage: Any) -> optax.GradientTransformationExtraArgs:
         if name == "perturbation" and isinstance(state, optax.ConditionallyTransformState):
             raise ValueError(
                 "perturbation is an optax.conditionally_transform: where its condition does not hold, "
-                "it hands on the whole gradient as ε. Use optax.conditionally_mask, which makes ε = 0, "
+                "it returns the whole gradient as ε. Use optax.conditionally_mask, which makes ε = 0, "
                 "or start_step, every_k or when of the method, which save the second gradient."
             )
         return state
@@ -176,7 +176,7 @@ def check_perturbation(epsilon: Any, gradients: Any, perturbed: Any) -> None:
     untouched = [jax.tree_util.keystr(path) for path, is_untouched in leaves if is_untouched]
     if untouched and len(untouched) < len(leaves):
         raise ValueError(
-            f"the perturbation hands on the gradient of {', '.join(untouched)} as it is, as "
+            f"the perturbation passes on the gradient of {', '.join(untouched)} as it is, as "
             "optax.masked does where its mask is False, so that the step there would be the whole "
             "gradient. To leave these parameters unperturbed pass mask= to the method; for another "
             "radius there use optax.partition with two perturbations."

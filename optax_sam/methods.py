@@ -641,8 +641,8 @@ def wsam(
        d = \mathrm{base}(g) + \frac{\gamma}{1 - \gamma} (g' - g)
 
     Without a base, base(g) = g: the coupled form, whose whole direction goes through the optimizer
-    behind it. With one it is the authors' default, the decoupled form, in which the sharpness term goes
-    past the momentum.
+    behind it. With one it is the authors' default, the decoupled form, in which the sharpness term
+    does not go through the momentum.
 
     Args:
       rho: the radius ρ ≥ 0; a number or a schedule of the step.

@@ -63,8 +63,9 @@ class Objective:
       loss_scale: see :func:`optax_sam.loss_scaled`; a positive scalar that may be traced.
       spmd_axis_name: as in ``jax.vmap``: the mesh axis, or a tuple of them, over which the batch is
         sharded under ``jit``. With ``group_size`` the network is traced on the examples of one group,
-        and its own sharding constraints then also say that the groups lie along this axis. Where
-        parameters are cut over the same axis, activations would travel without it. None: XLA decides.
+        and its own sharding constraints then also say that the groups are along this axis. Where
+        parameters are sharded over the same axis, XLA would send activations between the devices
+        without it. None: XLA decides.
 
     Raises:
       TypeError: if ``apply_fn``, ``loss`` or ``penalty`` is not callable, or ``spmd_axis_name`` is no

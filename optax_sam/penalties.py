@@ -19,8 +19,8 @@ def last_layer_penalty(
 
     .. math:: \frac{\gamma_z}{B} \sum_i \lVert z_i \rVert^2 + \gamma_v \lVert v \rVert^2
 
-    In a two-layer linear network J-SAM pulls on exactly these two norms. Added to the loss of plain
-    SGD, the penalty keeps much of J-SAM's robustness to wrong labels at the cost of SGD.
+    In a two-layer linear network J-SAM makes exactly these two norms smaller. Added to the loss of
+    plain SGD, the penalty keeps much of J-SAM's robustness to wrong labels at the cost of SGD.
     :func:`optax_sam.linen.capture_layer_input` and :func:`optax_sam.nnx.capture_layer_input` get the
     activations out of any Flax model.
 

@@ -42,7 +42,7 @@ def in_steps(
       steps: n ≥ 1; 1 is the perturbation itself.
 
     Returns:
-      A first stage; its ``update`` needs ``params`` and ``loss_fn``, which a method hands on.
+      A first stage; its ``update`` needs ``params`` and ``loss_fn``, which a method passes on.
 
     Raises:
       TypeError: if ``perturbation`` is no gradient transformation or ``steps`` no integer.
@@ -117,7 +117,7 @@ def on_first(
 
     Returns:
       A first stage; its ``update`` needs ``params`` and an :class:`optax_sam.Objective` as ``loss_fn``,
-      which a method hands on.
+      which a method passes on.
 
     Raises:
       TypeError: if ``perturbation`` is no gradient transformation; from ``update``, if ``loss_fn`` is

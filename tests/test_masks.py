@@ -146,6 +146,6 @@ def test_a_gradient_that_is_handed_on_is_refused_on_some_leaves_only():
             chex.assert_trees_all_close(updates, jax.tree.map(lambda g: 3 * g, grads))
         else:
             with pytest.raises(
-                ValueError, match=r"hands on the gradient of \['body'\]\['kernel'\]"
+                ValueError, match=r"passes on the gradient of \['body'\]\['kernel'\]"
             ):
                 tx.update(grads, tx.init(PARAMS), PARAMS, loss_fn=loss)

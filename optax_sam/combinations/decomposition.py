@@ -24,7 +24,7 @@ def orthogonal_part(vector: chex.ArrayTree, direction: chex.ArrayTree) -> chex.A
 
 
 def subtract_orthogonal(alpha: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
-    r"""GSAM's combination: also descends in sharpness without leaving the perturbed loss.
+    r"""GSAM's combination: lowers the sharpness too, to first order without raising the perturbed loss.
 
     .. math:: d = g' - \alpha \, g_\perp, \qquad
        g_\perp = g - \frac{\langle g, g' \rangle}{\lVert g' \rVert^2} g'

@@ -1,4 +1,4 @@
-"""What a method adds to the gradient goes past the momentum: WSAM's decoupled form."""
+"""What a method adds to the gradient does not go through the momentum: WSAM's decoupled form."""
 
 from typing import Any, NamedTuple
 
@@ -32,7 +32,8 @@ def decouple(base: optax.GradientTransformation) -> optax.GradientTransformation
 
     .. code-block:: python
 
-       optax.chain(method_with_decouple(optax.trace(0.9)), optax.scale_by_learning_rate(0.1))
+       method = optax_sam.sam(0.05, combination=optax_sam.decouple(optax.trace(0.9)))
+       optax.chain(method, optax.scale_by_learning_rate(0.1))
 
     Args:
       base: the base optimizer without its learning rate: ``optax.trace(0.9)``,

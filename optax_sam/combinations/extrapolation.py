@@ -11,7 +11,7 @@ from optax_sam.combinations.down_weighting import require_clean_gradients
 
 
 def extrapolate(gamma: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs the sharpness against the loss: between SGD, SAM and beyond.
+    r"""Weighs the sharpness against the loss: SGD, SAM, and all between and beyond them.
 
     .. math:: d = g + \frac{\gamma}{1 - \gamma} (g' - g)
 

@@ -182,7 +182,7 @@ def record_epoch(
     *,
     chunk_size: int = 1024,
 ) -> Recording:
-    """Adds what the network makes of all examples: one forward pass over the data set.
+    """Adds the network's outputs for all examples: one forward pass over the data set.
 
     Chunk by chunk, in the memory of one, by one compiled program for all chunks and epochs. The
     inputs may stay on the host: only a chunk at a time is sent to the device.

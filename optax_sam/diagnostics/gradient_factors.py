@@ -1,4 +1,4 @@
-"""The two factors of a gradient along a perturbation, and the two norms that J-SAM pulls on."""
+"""The two factors of a gradient along a perturbation, and the two norms that J-SAM makes smaller."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What perturbations and methods make of the gradients of right and wrong labels."""
+"""How perturbations and methods change the gradients of right and wrong labels."""
 
 from typing import Any, NamedTuple
 

@@ -48,7 +48,7 @@ def sharpness(
     .. math:: S(w) = L(w + \epsilon) - L(w)
 
     The method says what is measured: ``sam(rho)`` gives sharpness as SAM sees it;
-    ``asam(rho, eta=0.0)`` adaptive sharpness, which re-scaling of the network leaves alone; and
+    ``asam(rho, eta=0.0)`` adaptive sharpness, which re-scaling of the network does not change; and
     ``sam(rho, group_size=m)`` m-sharpness, the mean over the groups of
     :math:`L_k(w + \epsilon_k) - L_k(w)`. One gradient step gives a lower bound of the largest rise in
     the ball; ``sam(rho, ascent_steps=n)`` comes closer.

@@ -92,7 +92,7 @@ def hessian_spectrum(
 ) -> Spectrum:
     """The density of the Hessian's eigenvalues, by stochastic Lanczos quadrature.
 
-    A random vector meets every eigenvector, and Lanczos sorts what it meets by eigenvalue. Costs
+    A random vector has a part along every eigenvector, and Lanczos sorts the parts by eigenvalue. Costs
     ``samples * steps`` times :func:`hessian_vector_product`, and the memory of ``steps`` copies of the
     parameters. Needs ``pip install 'optax_sam[curvature]'``.
 

@@ -32,8 +32,8 @@ def rank_suspects(recording: Recording, by: str = "margin") -> Suspects:
     """Ranks the examples by how likely their label is wrong. No correct label is needed.
 
     A wrong label is learned late and against the others, so its margin stays low over the epochs. The
-    ranking is as good as the training resists memorization: with wrong labels known by heart from an
-    early epoch on, it fails.
+    better the training resists memorization, the better is the ranking. If the wrong labels are
+    memorized from an early epoch on, it fails.
 
     Args:
       recording: what was recorded over the training.

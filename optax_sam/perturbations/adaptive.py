@@ -19,7 +19,7 @@ def adaptive(
     eta: float = 0.01,
     scale_mask: Mask | Callable[[chex.ArrayTree], Mask] | None = None,
 ) -> optax.GradientTransformation:
-    r"""Climbs in the geometry of the weights' own size, which re-scaling of the network leaves alone.
+    r"""Climbs in units of the weights' size, which re-scaling of the network does not change.
 
     .. math:: \epsilon = \rho \, \frac{t^2 g}{\lVert t g \rVert}, \qquad t = |w| + \eta
 

@@ -28,7 +28,7 @@ def scale_by_second_moment(epsilon: float = 1e-8) -> optax.GradientTransformatio
     Returns:
       An ``optax.GradientTransformationExtraArgs`` from gradients to preconditioned gradients, in at
       least float32. Its ``update`` needs the extra argument ``second_moment``, a pytree like the
-      gradients, which a method hands on; others are accepted and ignored.
+      gradients, which a method passes on; others are accepted and ignored.
 
     Raises:
       ValueError: if ``epsilon`` is not positive; from ``update``, if ``second_moment`` is missing or

@@ -229,7 +229,7 @@ class ByHand:
         return flat(self.after_climb(unflat(self.climb(problem, w))))
 
     def direction(self, step: Step, clean: Any = None) -> Any:
-        """What the method hands on, from the clean gradient or what was made of it."""
+        """What the method passes on, from the clean gradient or what was made of it."""
         w = flat(step.params)
         clean = step.gradients if clean is None else clean
         problem = WithCleanGradient(step.problem, w, flat(clean))

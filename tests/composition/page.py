@@ -43,10 +43,10 @@ python -m tests.composition.page
 with optax {optax}, jax {jax} and Python {python}: {cells} cells, {runs} runs of two steps, in
 float64 on a network of twelve numbers. Wrappers and schedules, which can touch a method, were run with
 {methods} named methods; optimizers and transformations, which see only what stands in front of them,
-with {some}, and {every} with all. What loops or branches
+with {some}, and {every} with all. The parts that loop or branch
 ({slow})
-was run with the first two, and wrappers of that kind, as stage 1, also with {asking},
-whose first stages ask for more than a gradient.
+were run with the first two, and wrappers of that kind, as stage 1, also with {asking},
+whose first stages need more than a gradient.
 
 | place | written |
 |---|---|

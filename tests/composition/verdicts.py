@@ -27,7 +27,7 @@ class Note:
 
 NOTES: dict[str, Note] = {
     "order": Note(
-        "Computed as said, but backwards: an optimizer hands on minus the learning rate times its "
+        "Computed as said, but backwards: an optimizer passes on minus the learning rate times its "
         "direction, so a climb that follows it goes downhill, and its learning rate is lost. No "
         "program can tell this from a gradient. Put it behind the method."
     ),
@@ -38,7 +38,7 @@ NOTES: dict[str, Note] = {
         "value_fn`."
     ),
     "per example in": Note(
-        "In front of a method it takes the gradients of the examples and hands on their noisy "
+        "In front of a method it takes the gradients of the examples and passes on their noisy "
         "mean, which is the gradient that a method takes. The gradient at w + ε is not "
         "privatized."
     ),
@@ -81,10 +81,10 @@ NOTES: dict[str, Note] = {
         "pass mask= to the method",
     ),
     "masked inside": Note(
-        "`masked` hands on the other leaves as they are, so their ε would be the gradient. Write "
+        "`masked` passes on the other leaves as they are, so their ε would be the gradient. Write "
         "`mask=` of the method, or `partition` with a perturbation or `set_to_zero` for each "
         "part.",
-        "hands on the gradient of",
+        "passes on the gradient of",
     ),
     "loss inside": Note(
         "With `ncsam` refused: its first stage evaluates the loss, which needs all parameters. Pass "
