@@ -105,7 +105,9 @@ def _prepare(axes: Axes, title: str) -> None:
     axes.set_xlim(left=4e-5)  # room for the names
     axes.set_xticks([1e-3, 1e-2], ["0.001", "0.01"])
     axes.set_xlabel("weight decay", color=TEXT)
-    axes.set_title(title, fontsize=11, loc="left", color=TEXT)
+    axes.set_title(
+        title, fontsize=11, loc="left", color=TEXT, pad=14
+    )  # a name may stand at the top
     axes.set_facecolor("none")
     axes.tick_params(colors=TEXT, which="both")
     for spine in axes.spines.values():

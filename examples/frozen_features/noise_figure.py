@@ -3,7 +3,7 @@
     python -m examples.frozen_features.noise_figure docs/results/frozen_features/runs.jsonl \\
         --output docs/images/noise_rates.png
 
-Left: the smallest weight decay, ρ = 0.4, one seed. Right: each with the setting that the held-out
+Above: the smallest weight decay, ρ = 0.4, one seed. Below: each with the setting that the held-out
 noisy labels chose, five seeds, with the 95 % interval of the paired difference.
 """
 
@@ -17,6 +17,8 @@ import matplotlib
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+
+from optax_sam import plots
 
 from .claims import difference, little_decay
 from .evidence import read_runs
@@ -36,9 +38,9 @@ KINDS = {
 """Data sets that differ in their labels only, by the share of wrong labels in per cent."""
 
 STYLES = {
-    "symmetric": ("o", "#1f77b4"),
-    "asymmetric": ("^", "#d1495b"),
-    "by people": ("s", "#2f9e5b"),
+    "symmetric": ("o", plots.COLORS[0]),
+    "asymmetric": ("^", plots.COLORS[1]),
+    "by people": ("s", plots.COLORS[2]),
 }
 TITLES = ("little weight decay, ρ = 0.4, one seed", "each tuned, five seeds")
 
@@ -69,20 +71,26 @@ def points(rows: list[dict[str, Any]], kind: str) -> tuple[list[tuple[float, ...
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
     """Both panels."""
-    figure = Figure(figsize=(8.6, 3.9), layout="constrained")
-    panels = figure.subplots(1, 2)
+    figure = Figure(figsize=(4.2, 5.6), layout="constrained", facecolor="none")
+    panels = figure.subplots(2, 1)
     for kind, (marker, color) in STYLES.items():
         for axes, values in zip(panels, points(rows, kind), strict=True):
             if values:
                 style = {"color": color, "marker": marker, "capsize": 3, "label": kind}
                 axes.errorbar(*np.array(values).T, **style)
+                place = {"textcoords": "offset points", "va": "center", "color": color}
+                # People's labels end on the line of zero.
+                end = values[-1][:2], (7, -16 if kind == "by people" else 0)
+                axes.annotate(kind, *end, annotation_clip=False, **place)
     for axes, title in zip(panels, TITLES, strict=True):
-        axes.axhline(0, color="#7f7f7f", linewidth=0.8, linestyle="--")
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.set_xlabel("wrong labels, %")
-    panels[0].set_ylabel("SAM: points above SGD")
-    handles, labels = panels[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncol=len(STYLES))
+        axes.axhline(0, color=plots.TEXT, linewidth=0.8, linestyle="--")
+        axes.set_title(title, fontsize=10, loc="left", color=plots.TEXT)
+        axes.set_xlabel("wrong labels, %", color=plots.TEXT)
+        axes.set_ylabel("SAM: points above SGD", color=plots.TEXT)
+        axes.set_facecolor("none")
+        axes.tick_params(colors=plots.TEXT)
+        for spine in axes.spines.values():
+            spine.set_color(plots.TEXT)
     return figure
 
 

@@ -19,6 +19,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from optax_sam import plots
+
 from . import logs
 from .config import differences
 from .figures import STYLE, save
@@ -45,6 +47,9 @@ OF_METHODS = {
     *("perturbation", "method_starts"),
 }
 """Settings that mean nothing to SGD."""
+
+COLORS = (*plots.COLORS, "#8C6D31")
+"""A method's, so that all can be read on white and on a dark page."""
 
 BANDS = 5
 """Up to so many settings the curves have bands; more of them hide each other."""
@@ -229,7 +234,7 @@ def styles(names: list[str]) -> list[dict[str, Any]]:
     found = []
     for name in names:
         method = name.partition(",")[0]
-        color = colors.setdefault(method, matplotlib.color_sequences["tab10"][len(colors) % 10])
+        color = colors.setdefault(method, COLORS[len(colors) % len(COLORS)])
         dash = ("-", "--", ":", "-.")[used.get(method, 0) % 4]
         used[method] = used.get(method, 0) + 1
         found.append({"color": color, "linestyle": dash})
@@ -245,14 +250,18 @@ def plot_rows(rows: list[dict[str, Any]]) -> Figure:
     names = [row["run"] for row in rows]
     with matplotlib.rc_context(STYLE | {"font.size": 12}):
         width = 3.7 + 0.09 * max(map(len, names))  # the names stand beside the panels
-        figure = Figure(figsize=(width, 1.3 + 0.32 * len(rows)), layout="constrained")
+        size = width, 1.3 + 0.32 * len(rows)
+        figure = Figure(figsize=size, layout="constrained", facecolor="none")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (column, title) in zip(panels, titles.items(), strict=True):
             for height, (row, style) in enumerate(zip(rows, styles(names), strict=True)):
                 deviation = np.nan_to_num(row[f"{column}, deviation"])
                 look = {"fmt": "o", "color": style["color"]}
                 axes.errorbar(row[column], height, xerr=deviation, **look)
-            axes.set(xlabel=title)
+            axes.set_facecolor("none")
+            axes.set_xlabel(title, color=plots.TEXT)
+            axes.tick_params(colors=plots.TEXT)
+            axes.spines[:].set_color(plots.TEXT)
         panels[0].set_yticks(range(len(rows)), names)
         panels[0].invert_yaxis()
     return figure

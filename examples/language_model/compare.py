@@ -13,15 +13,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from optax_sam import plots
+
 from . import logs
 from .config import BOOKKEEPING, complete, differences
-from .figures import STYLE, save
+from .figures import save
 from .output_folder import explain, held, write_atomically
 
 PROGRAM = "python -m examples.language_model.compare"
@@ -49,6 +50,9 @@ PANELS = {
     "memorized": "wrong labels that are predicted",
 }
 """Number of a row -> what it is, for the figure."""
+
+LINES = 5
+"""So many in a panel can be told apart, each named beside its end."""
 
 NOT_NAMED = BOOKKEEPING | {"seed", "method", "start_from"}
 """Settings in which runs of one line may differ, and the method, which comes first."""
@@ -146,20 +150,21 @@ def plot(groups: dict[str, list[dict[str, Any]]]) -> Figure:
     """What the validation gives along the steps, mean of the seeds."""
     found = [name for name in PANELS if all(name in runs[0]["last"] for runs in groups.values())]
     unit = "text" if "noisy_accuracy" in found else "byte"
-    colors = matplotlib.color_sequences["tab20"]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.5 * len(found) + 4, 4), layout="constrained")
-        panels = figure.subplots(1, len(found), squeeze=False)[0]
-        for axes, name in zip(panels, found, strict=True):
-            for index, (label, runs) in enumerate(groups.items()):
-                steps = [row["step"] for row in runs[0]["rows"]]
-                values = np.mean([[row[name] for row in run["rows"]] for run in runs], axis=0)
-                name_of_line = textwrap.fill(label, 40)  # a legend must leave room for the panels
-                marker = "o" if len(steps) == 1 else None
-                color = colors[index % len(colors)]
-                axes.plot(steps, values, label=name_of_line, color=color, marker=marker)
-            axes.set(xlabel="step", ylabel=PANELS[name].format(unit))
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    names = [*groups]
+    panels = [(name, names[i : i + LINES]) for name in found for i in range(0, len(names), LINES)]
+    # One below the other, so that a phone shows the words at a legible size.
+    figure = Figure(figsize=(4.4, 3.2 * len(panels)), layout="constrained", facecolor="none")
+    all_axes = figure.subplots(len(panels), squeeze=False).ravel()
+    for axes, (name, shown) in zip(all_axes, panels, strict=True):
+        steps = sorted({row["step"] for label in shown for row in groups[label][0]["rows"]})
+        lines = {}
+        for label in shown:
+            runs = [{row["step"]: row[name] for row in run["rows"]} for run in groups[label]]
+            means = [np.mean([run.get(step, np.nan) for run in runs]) for step in steps]
+            unbroken = label.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+            lines[textwrap.fill(unbroken, 16)] = means
+        axes.set_title(PANELS[name].format(unit), loc="left", fontsize=10, color=plots.TEXT)
+        plots.curves(lines, steps, xlabel="step", axes=axes)
     return figure
 
 

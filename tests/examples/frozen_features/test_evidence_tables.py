@@ -188,7 +188,7 @@ def test_the_figure_of_the_noise_rates_has_a_point_per_data_set_that_has_run(mon
     assert little[0] == pytest.approx((40, 2.0, 0.0))
     assert tuned[0] == pytest.approx((40, 2.0, 0.0), abs=1e-9)
     figure = noise_figure.draw(ROWS)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["by people"]
+    assert [[name.get_text() for name in axes.texts] for axes in figure.axes] == [["by people"]] * 2
 
 
 def test_the_committed_runs_have_the_names_that_this_program_gives_them():
