@@ -30,6 +30,12 @@ def check(site: Path) -> None:
         ("changelog.html", "Keep a Changelog"),
     ]:
         assert text in (site / page).read_text(encoding="utf-8"), f"{page} lacks {text}"
+    # The copy button leaves out output, and without a prompt the whole block counts as output.
+    for file in site.rglob("*.html"):
+        for block in file.read_text(encoding="utf-8").split('<div class="highlight-console')[1:]:
+            assert 'class="gp"' in block.partition("</pre>")[0], (
+                f"{file}: nothing to copy, use bash"
+            )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ HEADER = """# Composition matrix
 Everything that makes, wraps or schedules a gradient transformation in `optax` and `optax.contrib`, in
 every place where it can meet a method. Made by
 
-```console
+```bash
 python -m tests.composition.page
 ```
 
