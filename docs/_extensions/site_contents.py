@@ -1,4 +1,4 @@
-"""What the site has beside the pages of ``docs``: the sidebar, the notebooks, the changelog.
+"""What the site has beside the pages of ``docs``: the sidebar, the notebooks, the root's files.
 
 None of it is written into the pages, where GitHub would show it as code.
 """
@@ -25,7 +25,7 @@ CONTENTS = {
             guide/wrappers guide/choosing_rho guide/label_noise guide/diagnostics guide/composing
             guide/per_example guide/your_own_stage composition""",
         "Reference": "methods/index api/index results/index",
-        "More": "faq cite changelog",
+        "More": "faq cite changelog contributing",
     },
     "tutorials/index": {"Tutorials": " ".join(NOTEBOOKS)},
     "methods/index": {"Methods": " ".join(METHODS)},
@@ -35,6 +35,9 @@ CONTENTS = {
         "language_model benchmarks pods"
     },
 }
+
+# Pages that show a file of the repository's root.
+SHOWN = {"changelog": "CHANGELOG.md", "contributing": "CONTRIBUTING.md"}
 
 
 def copy_notebooks(app: Sphinx) -> None:
@@ -51,8 +54,8 @@ def copy_notebooks(app: Sphinx) -> None:
 
 def complete(app: Sphinx, docname: str, source: list[str]) -> None:
     """Adds the hidden tables of contents, and turns links out of ``docs`` into those of the site."""
-    if docname == "changelog":
-        source[0] = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    if docname in SHOWN:
+        source[0] = (ROOT / SHOWN[docname]).read_text(encoding="utf-8")
     source[0] = re.sub(r"\]\(\.\./\.\./notebooks/(\w+\.ipynb)\)", r"](\1)", source[0])
     for caption, pages in CONTENTS.get(docname, {}).items():
         lines = ["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages.split(), "```"]
@@ -64,7 +67,7 @@ def complete_head(app, pagename, templatename, context, doctree):
     if doctree is None:
         return
     made = pagename.startswith(("api/", "tutorials/")) and not pagename.endswith("/index")
-    if made or pagename == "changelog":
+    if made or pagename in SHOWN:
         context["page_source_suffix"] = ""  # no link to edit what is not in docs
     first = next((node.astext() for node in doctree.findall(nodes.paragraph)), "")
     text = " ".join(first.split())
