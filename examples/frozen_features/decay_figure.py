@@ -29,7 +29,13 @@ from .folder import write_atomically
 from .sets import SETS
 from .summary import finals
 
-COLORS = {"SGD": "#7f7f7f", "SAM": "#1f77b4", "SANER": "#d1495b"}
+COLORS = {
+    "SGD": "#7f7f7f",
+    "SAM": "#1f77b4",
+    "SANER": "#8e5bb5",
+    "SCE": "#2f9e5b",
+    "SANER + SCE": "#d1495b",
+}
 TEXT = "#767676"  # stands out from white paper and from a dark page
 CHOSEN = "chosen, 5 seeds"
 PANELS = (("test", "test accuracy, %"), ("memorized", "wrong labels memorized, %"))
@@ -48,8 +54,14 @@ class Command:
     set: str = "cifar10n_worse"
     """Data set."""
 
-    contenders: tuple[str, ...] = ("SGD", "SAM")
-    """SGD, SAM and SANER, or some of them."""
+    contenders: tuple[str, ...] = ("SGD", "SCE", "SAM", "SANER + SCE")
+    """Some of SGD, SAM, SANER, SCE, SANER + SCE."""
+
+    radii: tuple[float, ...] = (0.2,)
+    """Radii that are drawn."""
+
+    strength: float = 0.5
+    """Of the loss, in the trials that are drawn."""
 
     rate: float = 0.02
     """Learning rate of the trials that are drawn."""
@@ -61,8 +73,14 @@ def lines(rows: list[dict[str, Any]], command: Command) -> dict[tuple[str, float
     for name in command.contenders:
         for row in sorted(rows, key=lambda row: (row["knobs"]["rho"], row["knobs"]["decay"])):
             ours = (row["set"], row["contender"], row["part"]) == (command.set, name, "trial")
-            if ours and row["seed"] == 0 and row["knobs"]["rate"] == command.rate:
-                found.setdefault((name, row["knobs"]["rho"]), []).append(row)
+            knobs = row["knobs"]
+            drawn = (
+                knobs["rate"] == command.rate
+                and knobs["rho"] in (0, *command.radii)
+                and knobs["strength"] in (0, command.strength)
+            )
+            if ours and row["seed"] == 0 and drawn:
+                found.setdefault((name, knobs["rho"]), []).append(row)
     return found
 
 
@@ -84,7 +102,8 @@ def draw(rows: list[dict[str, Any]], command: Command) -> Figure:
             values = [100 * row[measure] for row in trials]
             style = {"alpha": 0.5 + 0.5 * rho / strongest if rho else 1.0, "marker": "."}
             axes.plot(decays, values, color=COLORS[name], linestyle="-" if rho else "--", **style)
-            starts[f"{name}, ρ = {rho:g}" if rho else name] = decays[0], values[0], COLORS[name]
+            several = rho and len(command.radii) > 1
+            starts[f"{name}, ρ = {rho:g}" if several else name] = decays[0], values[0], COLORS[name]
         for name in command.contenders:
             runs = list(finals(rows, command.set, contender(name)).values())
             if runs:
@@ -94,8 +113,11 @@ def draw(rows: list[dict[str, Any]], command: Command) -> Figure:
                 axes.errorbar(decay, values.mean(), spread, color=COLORS[name], **style)
         _prepare(axes, title)
         _name_at_starts(axes, starts)
+    notes = [f"◆ {CHOSEN}"]
+    if len(command.radii) == 1:
+        notes.append(f"lines: ρ = {command.radii[0]:g}")
     figure.axes[0].text(
-        0.98, 0.04, f"◆ {CHOSEN}", color=TEXT, ha="right", transform=figure.axes[0].transAxes
+        0.98, 0.04, "\n".join(notes), color=TEXT, ha="right", transform=figure.axes[0].transAxes
     )
     return figure
 

@@ -99,14 +99,14 @@ def sentences(outcome: "Outcome") -> list[str]:
         f"Held-out noisy labels: {_percent(choice.accuracy)} "
         f"(95 %: {_percent(low)} to {_percent(high)}).",
     ]
-    for name, value, tried in (
-        ("radius", choice.setting.rho, [s.setting.rho for s in outcome.results]),
-        ("decay", choice.setting.decay, [s.setting.decay for s in outcome.results]),
+    for name, flag, value, tried in (
+        ("radius", "--radii", choice.setting.rho, [s.setting.rho for s in outcome.results]),
+        ("decay", "--decays", choice.setting.decay, [s.setting.decay for s in outcome.results]),
     ):
         tried = [v for v in tried if v > 0]
         if value > 0 and min(tried) < max(tried) and value in (min(tried), max(tried)):
             end = "largest" if value == max(tried) else "smallest"
-            lines.append(f"Its {name} {value:g} is the {end} that was tried: widen the grid there.")
+            lines.append(f"Its {name} {value:g} is the {end} that was tried: widen {flag} there.")
     if choice.runner_up is not None:
         low, high = choice.lead_interval
         verdict = "better beyond chance" if choice.sure else "not to be told apart"

@@ -41,6 +41,7 @@ class DataSet(NamedTuple):
 
 
 CIFAR = DataSet("cifar10n_features.npz")
+NEWS_FULL = DataSet("noisy_agnews.npz", decay=4.0)
 REDUCED = CIFAR._replace(rows=5000, components=128, epochs=20, hidden=128, batch_size=64, decay=4.0)
 NEWS = REDUCED._replace(file="noisy_agnews.npz")
 REVIEWS = REDUCED._replace(file="sentiment_crowd.npz", rows=None, decay=8.0)
@@ -60,9 +61,13 @@ SETS = {
     "cifar10n_reduced_symmetric_60": REDUCED._replace(noise="symmetric", rate=0.6),
     "cifar10n_reduced_asymmetric_20": REDUCED._replace(noise="asymmetric", rate=0.2),
     "cifar10n_reduced_asymmetric_40": REDUCED._replace(noise="asymmetric", rate=0.4),
+    "news_full": NEWS_FULL,
+    "cifar10n_random1": CIFAR._replace(column="labels_random1"),
     "cifar10n_worse": CIFAR,
 }
-"""By name; CIFAR-10N at full size comes last."""
+"""By name; those at full size come last."""
+
+FULL = ("news_full", "cifar10n_random1", "cifar10n_worse")
 
 PEOPLE = (
     "cifar10n_reduced_aggregate",
@@ -70,7 +75,7 @@ PEOPLE = (
     "cifar10n_reduced_worse",
     "reviews_reduced",
     "news_reduced",
-    "cifar10n_worse",
+    *FULL,
 )
 
 FAMILIES = {

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .compensations import READINGS
 from .recipes import Knobs, Recipe
-from .sets import SETS
+from .sets import FULL, SETS
 
 DECAYS = (5e-4, 3e-3, 1e-2, 2e-2)
 FINE = (1.5e-3, 3e-3, 5e-3, 8e-3)
@@ -227,7 +227,7 @@ def trials(contender: Contender, name: str) -> tuple[Trial, ...]:
 def schedule() -> list[tuple[str, Contender]]:
     """Which contender runs on which data: the most informative first."""
     ceiling = tuple(c for c in METHODS if c.clean)
-    rest = tuple(name for name in SETS if name not in MAIN and name != "cifar10n_worse")
+    rest = tuple(name for name in SETS if name not in MAIN + FULL)
     people, digits = ("cifar10n_reduced_worse", "reviews_reduced", "news_reduced"), MAIN[1]
     first = (*people[:2], digits, people[2])
     methods = {c.name: c for c in METHODS}
@@ -250,7 +250,7 @@ def schedule() -> list[tuple[str, Contender]]:
         (MAIN[:1], (READINGS_OF_NCSAM[0], *ABLATIONS)),
         (rest, METHODS + BASELINES),
         (rest, CROSSINGS),
-        (("cifar10n_worse",), METHODS + BASELINES + CROSSINGS),
+        (FULL, METHODS + BASELINES + CROSSINGS),
     ]
     pairs = [(name, c) for names, some in rounds for c in some for name in names]
     return list(dict.fromkeys(pairs))

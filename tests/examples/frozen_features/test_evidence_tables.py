@@ -161,7 +161,9 @@ def test_the_readings_of_ncsam_stand_beside_sam_at_the_same_radius():
 
 
 def test_the_figure_has_a_line_per_radius_and_a_mark_per_choice():
-    command = decay_figure.Command(runs=Path("runs.jsonl"), output=Path("none.png"))
+    files = {"runs": Path("runs.jsonl"), "output": Path("none.png")}
+    command = decay_figure.Command(**files, contenders=("SGD", "SAM"), radii=(0.1, 0.2, 0.4))
+    assert list(decay_figure.lines(ROWS, decay_figure.Command(**files)))[1:] == [("SAM", 0.2)]
     found = decay_figure.lines(ROWS, command)
     assert list(found) == [("SGD", 0.0), ("SAM", 0.1), ("SAM", 0.2), ("SAM", 0.4)]
     decays = [row["knobs"]["decay"] for row in found["SGD", 0.0]]
