@@ -18,7 +18,9 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 NAME = r"%?([\w.\-]+)"
 HEADER = re.compile(rf"(ENTRY )?{NAME} \(.*\{{$")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([a-z][\w\-]*)\(")
-CALLS = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=" + NAME)
+CALLS = re.compile(
+    r"(?:calls|to_apply|body|true_computation|false_computation|select|scatter)=" + NAME
+)
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 METADATA = re.compile(r", metadata=\{[^}]*\}")
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")

@@ -40,6 +40,27 @@ class TestText:
         flops = once(program.module(program.entry)) * program.in_loops(once)
         assert flops == pytest.approx(ROUNDS * 2 * 4 * 64 * 64, rel=0.05)
 
+    def test_the_gradient_of_a_maximum_over_windows_brings_its_computations_along(self):
+        text = """HloModule module
+%greater (a: f32[], b: f32[]) -> pred[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = pred[] compare(%a, %b), direction=GE
+}
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b)
+}
+ENTRY %main (x: f32[4], g: f32[2]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  %g = f32[2]{0} parameter(1)
+  %o = f32[] constant(0)
+  ROOT %y = f32[4]{0} select-and-scatter(%x, %g, %o), window={size=2 stride=2}, select=%greater, scatter=%sum
+}
+"""  # noqa: E501
+        assert Program(text).in_loops(count_once("bytes accessed")) == 1
+
     def test_a_loop_of_unknown_length_counts_once(self):
         text = text_of(
             lambda x: jax.lax.while_loop(lambda x: x[0] < 5, lambda x: 2 * x, x), jnp.ones(3)
