@@ -117,6 +117,12 @@ ENTRY %main (p: f32[4]) -> f32[16] {
         assert Program(text).collectives() == [Collective("all-gather", 64, 4, 1)]
 
 
+def test_lines_that_nobody_can_tell_apart_are_one():
+    nan = float("nan")
+    lines = {"a": [1.0, 2.0], "b": [1.01, 2.0], "c": [1.1, 2.0], "d": [1.0, nan], "e": [nan, nan]}
+    assert list(pod_tables.merged(lines)) == ["a, b", "c", "d"]
+
+
 class TestLayouts:
     def axes(self, layout, path, shape):
         mesh = jax.sharding.AbstractMesh((2, 4), ("data", "model"), (AxisType.Auto,) * 2)

@@ -164,6 +164,8 @@ def test_the_figure_has_a_line_per_radius_and_a_mark_per_choice():
     files = {"runs": Path("runs.jsonl"), "output": Path("none.png")}
     command = decay_figure.Command(**files, contenders=("SGD", "SAM"), radii=(0.1, 0.2, 0.4))
     assert list(decay_figure.lines(ROWS, decay_figure.Command(**files)))[1:] == [("SAM", 0.2)]
+    weaker = [row | {"knobs": row["knobs"] | {"strength": 0.1}} for row in ROWS]
+    assert not decay_figure.lines(weaker, command)  # another strength of the loss is another line
     found = decay_figure.lines(ROWS, command)
     assert list(found) == [("SGD", 0.0), ("SAM", 0.1), ("SAM", 0.2), ("SAM", 0.4)]
     decays = [row["knobs"]["decay"] for row in found["SGD", 0.0]]

@@ -70,6 +70,10 @@ def test_every_file_is_written(fitted):
         "gap",
     }
     assert results["refits"]["chosen"]["suspects"]["auroc"] > 0.5
+    (edge,) = [
+        line for line in (folder / "table.md").read_text().split("\n") if "Its decay" in line
+    ]
+    assert edge.endswith("that was tried: widen --decays there.")  # each of two decays is an edge
     for name in ("radius.png", "epochs.png", "confusion.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
