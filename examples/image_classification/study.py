@@ -9,6 +9,7 @@ epoch; the same command goes on there. The tables of what has finished are writt
 """
 
 import dataclasses
+import itertools
 import json
 import statistics
 import sys
@@ -43,8 +44,8 @@ METHODS: dict[str, dict] = {
 They begin after some epochs of SGD, or the first steps, far from any minimum, only climb.
 """
 
-TUNED = ("SGD", "SAM")
-"""Methods whose weight decay is also chosen, by the held-out noisy labels."""
+RATE = ("learning rate", "learning_rate")
+"""What a method without a radius is tried with several of: its name in a table, and in Config."""
 
 HEADER = (
     *("run", "seeds", "test [%]", "memorized [%]", "held-out noisy [%]"),
@@ -72,10 +73,16 @@ class Study:
     """Share of wrong labels of synthetic noise."""
 
     decays: tuple[float, ...] = (2e-3, 5e-3)
-    """Weight decays that SGD and SAM are tried with besides 5e-4."""
+    """Weight decays that the tuned methods are tried with besides 5e-4."""
+
+    factors: tuple[float, ...] = ()
+    """Multiples of the radius, of SGD of the learning rate, that they are tried with besides 1."""
+
+    tuned: tuple[str, ...] = ("SGD", "SAM")
+    """Methods whose weight decay and radius are chosen, by the held-out noisy labels."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds; the first one chooses the weight decays."""
+    """Seeds; the first one chooses among the settings of the tuned methods."""
 
     epochs: tuple[int, ...] = (20, 100)
     """Lengths of the runs, the short ones first."""
@@ -105,10 +112,17 @@ class Study:
     """Random changes of the training images."""
 
     def __post_init__(self):
-        for name in self.methods:
-            if name not in METHODS:
+        for option in ("methods", "tuned"):
+            for name in getattr(self, option):
+                if name not in METHODS:
+                    raise ValueError(
+                        f"--{option}: {name!r} is not valid. Choose from {', '.join(METHODS)}."
+                    )
+        for factor in self.factors:
+            if not 0 < factor < float("inf") or factor == 1:
                 raise ValueError(
-                    f"--methods: {name!r} is not valid. Choose from {', '.join(METHODS)}."
+                    f"--factors: {factor!r} is not valid. It is above 0, and not 1, which is tried "
+                    "anyway."
                 )
         if not self.minutes > 0:
             raise ValueError(f"--minutes: {self.minutes!r} is not valid. It is above 0.")
@@ -134,17 +148,25 @@ class Job(NamedTuple):
 def contenders(study: Study) -> dict[str, dict]:
     """The settings of every line of a table, in the order in which they run."""
     found = {name: METHODS[name] for name in study.methods}
-    for name in TUNED:
+    for name in study.tuned:
         if name in study.methods:
-            for decay in study.decays:
-                found[f"{name}, decay {decay:g}"] = METHODS[name] | {"weight_decay": decay}
+            for factor, decay in itertools.product((1.0, *study.factors), (None, *study.decays)):
+                line, settings = name, dict(METHODS[name])
+                if factor != 1:
+                    symbol, setting = ("ρ", "rho") if "rho" in settings else RATE
+                    settings[setting] = factor * settings.get(setting, study.learning_rate)
+                    line += f", {symbol} = {settings[setting]:g}"
+                if decay is not None:
+                    settings["weight_decay"] = decay
+                    line += f", decay {decay:g}"
+                found[line] = settings
     return found
 
 
 def make_job(study: Study, noise: str, epochs: int, name: str, seed: int) -> Job:
     """The run of a contender."""
     table = f"{noise.replace(':', '_')}_{epochs}_epochs"
-    folder = name.replace(", decay ", "_decay_").replace(" ", "_")
+    folder = name.replace(" = ", "_").replace(",", "").replace(" ", "_").replace("ρ", "rho")
     config = Config(
         data=study.data,
         subset=study.subset,
@@ -158,13 +180,12 @@ def make_job(study: Study, noise: str, epochs: int, name: str, seed: int) -> Job
         precision=study.precision,
         batch_size=study.batch_size,
         epochs=epochs,
-        learning_rate=study.learning_rate,
         evaluate_every=max(1, epochs // 5),
         checkpoint_every=max(1, epochs // 4),
         keep_checkpoints=1,
         seed=seed,
         output=study.output / table / folder / str(seed),
-        **contenders(study)[name],
+        **{"learning_rate": study.learning_rate} | contenders(study)[name],
     )
     return Job(table, name, config)
 
@@ -193,13 +214,13 @@ def has_failed(job: Job) -> bool:
 
 
 def choices(study: Study, noise: str) -> dict[str, str]:
-    """The contender with the best weight decay, of every method that is tried with several.
+    """The contender with the best setting, of every method that is tried with several.
 
     It has the best accuracy on held-out noisy labels after the last epoch of the short run of the first
     seed.
     """
     best = {}
-    for method in TUNED:
+    for method in study.tuned:
         found = {}
         for name in contenders(study):
             if name.partition(",")[0] == method:
@@ -289,7 +310,7 @@ def table(study: Study, noise: str, epochs: int) -> str | None:
     notes = (
         f"{noise}, {100 * wrong:.0f} % wrong labels, {epochs} epochs, {device}. Last epoch, mean ± "
         "standard deviation over the seeds; images per second of the median epoch. Chosen: of the "
-        "weight decays, by the held-out noisy labels of the first seed."
+        "settings of a method, by the held-out noisy labels of the first seed."
     )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{notes}\n"
 

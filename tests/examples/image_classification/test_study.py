@@ -83,6 +83,29 @@ def test_a_decay_that_is_not_chosen_gets_no_more_seeds(tmp_path):
     assert {job.config.weight_decay for job in planned} == {5e-4}
 
 
+def test_radii_and_learning_rates_are_chosen_too(tmp_path):
+    settings = small(tmp_path, factors=(2.0,), tuned=("SGD", "SAM", "1-SAM"), learning_rate=0.1)
+    found = study.contenders(settings)
+    assert len(found) == 6 + 3 * 3
+    assert found["SAM, ρ = 0.2, decay 0.01"] == {
+        **{"method": "sam", "rho": 0.2, "method_starts": 0.1, "weight_decay": 0.01}
+    }
+    assert found["1-SAM, ρ = 0.04"]["rho"] == 0.04
+    assert "weight_decay" not in found["1-SAM, ρ = 0.04"]
+    job = study.make_job(settings, "symmetric", 1, "SGD, learning rate = 0.2, decay 0.01", 0)
+    assert (job.config.learning_rate, job.config.weight_decay) == (0.2, 0.01)
+    assert job.config.output.parent.name == "SGD_learning_rate_0.2_decay_0.01"
+    other = study.make_job(settings, "symmetric", 1, "SAM, ρ = 0.2", 0).config
+    assert (other.learning_rate, other.rho, other.output.parent.name) == (0.1, 0.2, "SAM_rho_0.2")
+    folders = {study.make_job(settings, "symmetric", 1, name, 0).config.output for name in found}
+    assert len(folders) == len(found)
+    planned = jobs(settings)
+    for _ in range(2 * len(found)):
+        pretend(next(planned).config)
+    chosen = {"SGD": "SGD, decay 0.01", "SAM": "SAM, decay 0.01", "1-SAM": "1-SAM, decay 0.01"}
+    assert choices(settings, "symmetric") == chosen
+
+
 def test_it_stops_in_time_and_goes_on(tmp_path, monkeypatch):
     settings = small(tmp_path, methods=("SGD", "J-SAM"), noises=("symmetric",), seeds=(0,))
     clock, resumed = [0.0], []
@@ -155,6 +178,9 @@ def test_what_diverges_is_left_out_and_not_tried_again(tmp_path, monkeypatch):
         ({"methods": ("SDG",)}, r"--methods: 'SDG'.*Choose from SGD, SAM"),
         ({"minutes": 0}, r"--minutes: 0"),
         ({"seeds": ()}, r"--seeds: nothing"),
+        ({"tuned": ("SDG",)}, r"--tuned: 'SDG'.*Choose from SGD, SAM"),
+        ({"factors": (2.0, 1.0)}, r"--factors: 1.0 is not valid"),
+        ({"factors": (-1.0,)}, r"--factors: -1.0 is not valid"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):
