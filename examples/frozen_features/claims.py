@@ -258,11 +258,16 @@ def trial_cells(
 
 def readings(rows: list[dict[str, Any]], name: str) -> str:
     """A Markdown table of NCSAM's readings: their trials by ρ and κ, beside SAM's at the same ρ."""
-    _, sam = candidates(rows, name, STUDIES["ncsam"][0])
-    yardstick = {row["knobs"]["rho"]: row["test"] for row in sam}
+    yardsticks = {}
+    for each in STUDIES["ncsam"]:
+        if each.name.startswith("SAM"):
+            of_sam = candidates(rows, name, each)[1]
+            yardsticks[each.passes] = {row["knobs"]["rho"]: row["test"] for row in of_sam}
     kappas = (-1.0, -0.1, -0.01, 0.01, 0.1, 1.0)
     lines = [("reading", "ρ", "SAM", *(f"κ = {kappa:g}" for kappa in kappas))]
-    for each in STUDIES["ncsam"][1:]:
+    for each in STUDIES["ncsam"]:
+        if each.name.startswith("SAM"):
+            continue
         tests = {
             (row["knobs"]["rho"], row["knobs"]["strength"]): row["test"]
             for row in rows
@@ -270,7 +275,7 @@ def readings(rows: list[dict[str, Any]], name: str) -> str:
         }
         for rho in sorted({rho for rho, _ in tests}):
             cells = [tests.get((rho, kappa)) for kappa in kappas]
-            numbers = [yardstick.get(rho), *cells]
+            numbers = [yardsticks[each.passes].get(rho), *cells]
             text = ["-" if number is None else f"{100 * number:.1f}" for number in numbers]
             lines.append((each.name.removeprefix("NCSAM, "), f"{rho:g}", *text))
     return markdown_table(lines, left=1)

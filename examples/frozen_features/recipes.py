@@ -57,6 +57,10 @@ class Recipe:
     penalty: bool = False
     """Add an L2 penalty of the knobs' strength on the last layer and its inputs (J-SAM's stand-in)."""
 
+    step_decay: bool = False
+    """The learning rate falls to a tenth after half and after three quarters of the training, as in
+    NCSAM's paper, in place of a cosine."""
+
     reading: str | None = None
     """A row of compensations.py in place of the method, with κ as the knobs' strength."""
 
@@ -91,7 +95,7 @@ class Knobs(NamedTuple):
     Attributes:
       rho: the radius.
       decay: weight decay, added to the method's gradient.
-      rate: the first learning rate; it falls to 0 along a cosine.
+      rate: the first learning rate; it falls to 0 along a cosine, or in steps.
       strength: of the loss, of mixup, of the penalty, or κ. Each is a float, or an array with one
         value per lane.
     """

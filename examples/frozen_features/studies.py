@@ -98,10 +98,11 @@ def _little_decay(method: str, **recipe: object) -> tuple[Trial, ...]:
     return tuple(Trial(made, Knobs(rho, DECAYS[0], 0.02)) for rho in LITTLE_DECAY_RADII)
 
 
-def _kappas(reading: str) -> tuple[Trial, ...]:
+def _kappas(reading: str, **recipe: object) -> tuple[Trial, ...]:
     """Both signs and two decades of κ at two radii, with little decay: where SAM helps most."""
+    made = Recipe(reading=reading, **recipe)  # type: ignore[arg-type]
     return tuple(
-        Trial(Recipe(reading=reading), Knobs(rho, DECAYS[0], 0.02, kappa))
+        Trial(made, Knobs(rho, DECAYS[0], 0.02, kappa))
         for rho, kappa in itertools.product((0.2, 0.4), (-1.0, -0.1, -0.01, 0.01, 0.1, 1.0))
     )
 
@@ -177,10 +178,20 @@ CROSSINGS = (
     ),
 )
 
+LONG = {"start": 0.25, "step_decay": True}
+
 READINGS_OF_NCSAM = (
     Contender("SAM, little decay", _little_decay("sam")),
-    *(Contender(f"NCSAM, {reading}", _kappas(reading)) for reading in READINGS),
+    *(
+        Contender(f"NCSAM, {reading}", _kappas(reading))
+        for reading in READINGS
+        if reading != "late"
+    ),
+    Contender("NCSAM, warm-up by SGD", _kappas("warm-up", start=0.25)),
+    Contender("SAM, long", _little_decay("sam", **LONG), passes=3),
+    Contender("NCSAM, long", _kappas("late", **LONG), passes=3),
 )
+"""The paper begins after a quarter of SGD, and trains for 200 epochs in steps: "long" does the same."""
 
 COORDINATES = ("A", "B", "C", "AB", "AC", "BC")
 """Where SAM's gradient is taken; SANER's set B is where it is smaller than the clean one."""

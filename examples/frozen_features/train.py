@@ -106,6 +106,13 @@ def _init(recipe: Recipe, knobs: Knobs, seeds: list[int], data: Features) -> Sta
     return State(*jax.tree.map(jnp.array, (params, opt_state, average, past)))
 
 
+def rate_left(recipe: Recipe, progress: Any) -> Any:
+    """The share of the first learning rate that is left at a progress in [0, 1)."""
+    if recipe.step_decay:
+        return jnp.where(progress < 0.5, 1.0, jnp.where(progress < 0.75, 0.1, 0.01))
+    return 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+
 @functools.cache
 def _epoch_program(recipe: Recipe, classes: int) -> Callable[..., Any]:
     """``epoch(state, knobs, seeds, table, order, clock) -> (state, mean loss)`` of all lanes.
@@ -165,7 +172,7 @@ def _epoch_program(recipe: Recipe, classes: int) -> Callable[..., Any]:
         updates, opt_state = _optimizer(recipe, rho, knobs.decay, strength).update(
             grads, state.opt_state, state.params, loss_fn=objective
         )
-        rate = knobs.rate * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        rate = knobs.rate * rate_left(recipe, progress)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         average = state.average
         if average is not None:

@@ -15,7 +15,7 @@ from examples.frozen_features.methods import METHODS
 from examples.frozen_features.recipes import Knobs, Recipe
 from examples.frozen_features.sets import SETS
 from examples.frozen_features.studies import STUDIES, TRIALS, schedule, trials
-from examples.frozen_features.train import Lane, Trainer
+from examples.frozen_features.train import Lane, Trainer, rate_left
 from tests.examples.frozen_features.frozen_data import features
 
 TINY = Recipe(hidden=4)
@@ -88,6 +88,13 @@ def test_a_late_start_is_sgd_until_then():
     half, _ = train(dataclasses.replace(TINY, method="sam", start=0.5), lanes)
     np.testing.assert_allclose(never.params["kernel"], plain.params["kernel"], rtol=1e-4, atol=1e-5)
     assert np.abs(half.params["kernel"] - plain.params["kernel"]).max() > 1e-3
+
+
+def test_the_learning_rate_falls_along_a_cosine_or_in_steps():
+    progress = jnp.array([0.0, 0.49, 0.5, 0.74, 0.75, 0.99])
+    falls = rate_left(Recipe(step_decay=True), progress)
+    np.testing.assert_allclose(falls, [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
+    np.testing.assert_allclose(rate_left(Recipe(), jnp.array([0.0, 0.5])), [1, 0.5], rtol=1e-6)
 
 
 def test_only_the_given_rows_are_trained_on():
