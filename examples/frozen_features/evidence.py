@@ -82,6 +82,7 @@ def run_id(name: str, contender: Contender, trial: Trial, part: str, seed: int, 
     """What a run depends on, as a short digest."""
     what = [name, changed(trial.recipe), trial.knobs, part, seed, epochs]
     what += [contender.clean, contender.drops_suspects]
+    what += ["without wrong labels"] * contender.drops_wrong  # runs from before keep their names
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -199,6 +200,10 @@ class Bench:
         rows = parts.train if part == "trial" else np.arange(len(labels))
         if contender.drops_suspects:
             rows = rows[~self._issues[rows]]
+        scored = rows  # without wrong labels: also those that were not trained on
+        if contender.drops_wrong:
+            assert data.clean_labels is not None
+            rows = rows[labels[rows] == data.clean_labels[rows]]
         recipe = dataclasses.replace(block[0][0].recipe, hidden=self.config.hidden or 1)
         trainer = Trainer(data, labels, self.config.batch_size or 1)
         epochs = self._epochs(contender)
@@ -218,7 +223,7 @@ class Bench:
                 held = trainer.predict(state, data.inputs[parts.held_out]).argmax(-1)
                 held_curves.append((held == labels[parts.held_out]).mean(axis=1))
         assert state is not None
-        logits = trainer.predict(state, data.inputs[rows])
+        logits = trainer.predict(state, data.inputs[scored])
         seconds = (time.perf_counter() - start) / len(block)
         results = []
         for lane, (trial, seed) in enumerate(block):
@@ -240,7 +245,7 @@ class Bench:
                 best = int(np.argmax(curve))
                 row |= {"held_out": curve[-1], "held_out_curve": curve}
                 row |= {"held_out_best": curve[best], "test_at_best": row["test_curve"][best]}
-            results.append(row | self._errors(logits[lane], rows))
+            results.append(row | self._errors(logits[lane], scored))
         return results
 
     def _epochs(self, contender: Contender) -> int:

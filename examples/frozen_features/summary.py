@@ -175,9 +175,9 @@ def _key_of(row: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _kind(name: str) -> tuple[bool, bool, int]:
+def _kind(name: str) -> tuple[Any, ...]:
     for study in STUDIES.values():
-        for contender in study:
-            if contender.name == name:
-                return contender.clean, contender.drops_suspects, contender.passes
-    return False, False, 1
+        for each in study:
+            if each.name == name:
+                return each.clean, each.drops_suspects, each.drops_wrong, each.passes
+    return False, False, False, 1

@@ -257,12 +257,12 @@ def test_suspects_are_compared(monkeypatch, capsys):
 
 def test_the_evidence_goes_on_and_is_summed_up(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sets.digits, "load", lambda rate, kind: features())
-    names = ("SGD", "SAM", "early stopping", "SGD, twice the epochs")
+    names = ("SGD", "SAM", "early stopping", "SGD, twice the epochs", "without wrong labels")
     command = evidence.Command(tmp_path, epochs=1, sets=(DIGITS,), contenders=names)
     evidence.run(command)
     rows = evidence.read_runs(tmp_path / "runs.jsonl")
     # Early stopping shares SGD's trials and adds four seeds of its choice.
-    assert len(rows) == 3 * (12 + 5) + 4
+    assert len(rows) == 4 * (12 + 5) + 4
     assert len({row["id"] for row in rows}) == len(rows)
 
     cut = (tmp_path / "runs.jsonl").read_text().splitlines(keepends=True)
@@ -279,6 +279,10 @@ def test_the_evidence_goes_on_and_is_summed_up(tmp_path, monkeypatch, capsys):
     assert by_name["SGD"][3] == "-"
     passes = {row["epochs"] for row in rows if row["contender"] == "SGD, twice the epochs"}
     assert passes == {2}
+    right = int((features().labels == features().clean_labels).sum())
+    ceiling = [row for row in rows if row["contender"] == "without wrong labels"]
+    assert {row["rows"] for row in ceiling if row["part"] == "final"} == {right}
+    assert all(0 < row["auroc"] < 1 for row in ceiling)  # scored on the wrong ones too
     own = [row for row in rows if row["contender"] == "SGD"]
     assert [cells[0] for cells in summary.table(own, DIGITS)] == ["SGD"]
     sgd = summary.finals(rows, DIGITS, METHODS[0])
@@ -288,7 +292,7 @@ def test_the_evidence_goes_on_and_is_summed_up(tmp_path, monkeypatch, capsys):
     evidence.main(["--output", str(tmp_path), "--summary", "--tables", str(tmp_path / "tables")])
     assert "early" in capsys.readouterr().out
     table = (tmp_path / "tables" / f"{DIGITS}.md").read_text().splitlines()
-    assert len(table) == 2 + 4
+    assert len(table) == 2 + len(names)
     assert table[2].startswith("| SGD | 0, ")
     # A run that has these rows in its folder has nothing left to do.
     (tmp_path / "other").mkdir()
