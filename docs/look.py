@@ -5,16 +5,22 @@
     python docs/look.py site --pictures runs/pages    # ends with 1 if something is wrong on a page
 
 What is looked for: a page that is wider than the window, a picture that does not load, a formula that
-is not drawn (they are drawn by a script from the internet) or does not fit.
+is not drawn, has an error, or does not fit. MathJax draws them, a script from the internet; without
+that, npm has it:
+
+    npm install mathjax@4 @mathjax/mathjax-newcm-font@4
+    python docs/look.py site --packages node_modules
 """
 
 import argparse
 import contextlib
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, TimeoutError, sync_playwright
+from playwright.sync_api import Page, Route, TimeoutError, sync_playwright
 
 WINDOWS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 FAULTS = """() => {
@@ -33,9 +39,22 @@ FAULTS = """() => {
 DRAWN = "[...document.querySelectorAll('.math')].every((one) => one.querySelector('mjx-container'))"
 
 
+def from_packages(folder: Path) -> Callable[[Route], None]:
+    """Answers requests for npm packages, such as mathjax@4/tex.js, with files of a folder."""
+
+    def answer(route: Route) -> None:
+        file = folder / re.sub(r"(?<=.)@[\d.]+/", "/", route.request.url.partition("/npm/")[2])
+        if file.is_file():
+            route.fulfill(path=file, headers={"Access-Control-Allow-Origin": "*"})
+        else:
+            route.abort()
+
+    return answer
+
+
 def faults(page: Page, file: Path) -> dict[str, int]:
     """Opens a page and counts what is wrong with it."""
-    page.goto(file.resolve().as_uri())
+    page.goto(file.resolve().as_uri(), timeout=120_000)
     if page.query_selector(".math"):
         with contextlib.suppress(TimeoutError):  # is counted as not drawn
             page.wait_for_function(DRAWN, timeout=30_000)
@@ -52,6 +71,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("site", type=Path, help="folder of the built site")
     parser.add_argument("--pictures", type=Path, help="a picture of each visit goes here")
+    parser.add_argument("--packages", type=Path, help="folder node_modules, with MathJax")
     parser.add_argument("--browser", help="path of a Chromium that is installed already")
     arguments = parser.parse_args()
     files = [
@@ -65,6 +85,8 @@ def main() -> int:
             for scheme in ("light", "dark"):
                 options: dict[str, Any] = {"viewport": size, "color_scheme": scheme}
                 page = browser.new_page(**options)
+                if arguments.packages:
+                    page.route("**/npm/**", from_packages(arguments.packages))
                 for file in files:
                     name = file.relative_to(arguments.site).with_suffix("").as_posix()
                     if found := faults(page, file):

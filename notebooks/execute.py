@@ -4,7 +4,8 @@
     python notebooks/execute.py quick_start        # one
     python notebooks/execute.py --check            # nothing is written; ends with 1 if one fails
 
-Before a notebook is written, its first cell is made to install from the repository's address.
+Before a notebook is written, its first cell is made to install from the repository's address. Its
+thumbnail for the list of tutorials is written with it.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from installation import insert_address, repository
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from pictures import shrink_pictures
+from thumbnails import picture_of, write_thumbnail
 
 FOLDER = Path(__file__).parent
 SECONDS_PER_NOTEBOOK = 300
@@ -68,6 +70,7 @@ def main() -> int:
             if not arguments.check:
                 shrink_pictures(notebook)
                 nbformat.write(notebook, path)
+                write_thumbnail(name, picture_of(path))
             outcome = "runs"
         except CellExecutionError as error:
             failed += 1

@@ -148,9 +148,11 @@ def test_docstrings_become_markdown():
 
 
 def test_every_notebook_is_among_the_tutorials():
+    """With a thumbnail, which notebooks/execute.py and notebooks/thumbnails.py write."""
     page = (DOCS / "tutorials" / "index.md").read_text(encoding="utf-8")
     for notebook in (DOCS.parent / "notebooks").glob("*.ipynb"):
-        assert f"](../../notebooks/{notebook.name})" in page, notebook.name
+        row = rf"\| !\[.+\]\(\.\./images/thumbnails/{notebook.stem}\.png\) \| "
+        assert re.search(rf"^{row}\[.+\]\(\.\./\.\./notebooks/{notebook.name}\) \|", page, re.M)
 
 
 def test_links_lead_somewhere():

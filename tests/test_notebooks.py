@@ -20,7 +20,7 @@ from notebooks import installation
 nbformat = pytest.importorskip("nbformat", reason="needs the extra optax_sam[notebooks]")
 image = pytest.importorskip("PIL.Image", reason="needs the extra optax_sam[examples]")
 
-from notebooks import pictures  # noqa: E402  # needs Pillow
+from notebooks import pictures, thumbnails  # noqa: E402  # need Pillow
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
@@ -78,6 +78,20 @@ def test_its_pictures_have_a_palette(name):
         if "image/png" in output.get("data", {}):
             content = io.BytesIO(base64.b64decode(output.data["image/png"]))
             assert image.open(content).mode == "P"
+
+
+@pytest.mark.parametrize("name", [*NOTEBOOKS, *thumbnails.PROGRAMS])
+def test_its_thumbnail_is_that_of_its_picture(name):
+    """After a picture has changed: python notebooks/thumbnails.py."""
+    if name in NOTEBOOKS:
+        picture = thumbnails.picture_of(NOTEBOOKS[name])
+    else:
+        picture = thumbnails.picture_of(ROOT / thumbnails.PROGRAMS[name], tag=None)
+    path = thumbnails.FOLDER / f"{name}.png"
+    committed = np.asarray(image.open(path).convert("RGB"), int)
+    assert committed.shape[1::-1] == thumbnails.SIZE
+    assert np.abs(committed - np.asarray(thumbnails.thumbnail(picture))).mean() < 2
+    assert path.stat().st_size < 25_000
 
 
 def test_a_palette_keeps_the_colors_and_takes_less_space():
