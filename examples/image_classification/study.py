@@ -14,7 +14,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -232,6 +232,11 @@ def choices(study: Study, noise: str) -> dict[str, str]:
     return best
 
 
+def worth(study: Study, noise: str) -> set[str]:
+    """What gets more seeds, and a line in the table: the usual settings and the chosen ones."""
+    return {*study.methods, *choices(study, noise).values()}
+
+
 def jobs(study: Study) -> Iterator[Job]:
     """All runs, the most telling first. Which come later depends on the results of those before."""
     first, *others = study.seeds
@@ -242,9 +247,9 @@ def jobs(study: Study) -> Iterator[Job]:
     for epochs, seeds in stages:
         for seed in seeds:
             for noise in study.noises:
-                worth = {*study.methods, *choices(study, noise).values()}
+                chosen = worth(study, noise)
                 for name in contenders(study):
-                    if name in worth:
+                    if name in chosen:
                         yield make_job(study, noise, epochs, name, seed)
 
 
@@ -285,7 +290,7 @@ def _run_until(study: Study, deadline: float) -> bool:
 def table(study: Study, noise: str, epochs: int) -> str | None:
     """The table of what has finished with this noise and length, or None."""
     lines = {}
-    for name in contenders(study):
+    for name in sorted(worth(study, noise), key=[*contenders(study)].index):
         runs = [finished(make_job(study, noise, epochs, name, seed)) for seed in study.seeds]
         runs = [run for run in runs if run is not None]
         if runs:
@@ -315,6 +320,35 @@ def table(study: Study, noise: str, epochs: int) -> str | None:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{notes}\n"
 
 
+def trials(study: Study, noise: str) -> str | None:
+    """The settings that were tried with the first seed, or None: a column per weight decay."""
+    cells: dict[str, dict[float, str]] = {}
+    for name, settings in contenders(study).items():
+        run = finished(make_job(study, noise, study.epochs[0], name, study.seeds[0]))
+        if run is not None and name.partition(",")[0] in study.tuned:
+            last, config = run.results["last"], run.results["config"]
+            symbol, setting = ("ρ", "rho") if "rho" in settings else RATE
+            line = f"{name.partition(',')[0]}, {symbol} = {config[setting]:g}"
+            shares = (100 * last.get(key, np.nan) for key in ("test_accuracy", "memorized"))
+            text = "{:.1f} / {:.0f}".format(*shares)
+            cells.setdefault(line, {})[config["weight_decay"]] = text
+    decays = sorted({decay for line in cells.values() for decay in line})
+    if len(decays) < 2:
+        return None
+    rows = [["run", *(f"decay {decay:g}" for decay in decays)], ["---", *["---:"] * len(decays)]]
+    for name in sorted(cells, key=_method_and_size(study)):
+        rows.append([name, *(cells[name].get(decay, "–") for decay in decays)])
+    note = "Test accuracy and share of wrong labels memorized, in percent; the first seed."
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{note}\n"
+
+
+def _method_and_size(study: Study) -> Callable[[str], tuple[int, float]]:
+    return lambda line: (
+        study.tuned.index(line.partition(",")[0]),
+        float(line.rpartition(" ")[2]),
+    )
+
+
 def _mean(runs: list[FinishedRun], measure: str) -> str:
     values = [100 * run.results["last"].get(measure, np.nan) for run in runs]
     deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
@@ -324,11 +358,11 @@ def _mean(runs: list[FinishedRun], measure: str) -> str:
 def report(study: Study) -> None:
     """Writes and prints the tables, and says what is missing."""
     for noise in study.noises:
-        for epochs in study.epochs:
-            text = table(study, noise, epochs)
+        texts = {f"{epochs}_epochs": table(study, noise, epochs) for epochs in study.epochs}
+        texts["trials"] = trials(study, noise)
+        for name, text in texts.items():
             if text is not None:
-                name = f"{noise.replace(':', '_')}_{epochs}_epochs.md"
-                write_atomically(study.output / name, text)
+                write_atomically(study.output / f"{noise.replace(':', '_')}_{name}.md", text)
                 print(text)
     done = {job.config.output for job in jobs(study) if finished(job) or has_failed(job)}
     missing = [job for job in jobs(study) if job.config.output not in done]

@@ -67,6 +67,7 @@ def test_what_tells_most_comes_first(tmp_path, monkeypatch):
         "SGD, decay 0.01 (chosen)",
         "SAM, decay 0.01 (chosen)",
     }
+    assert (tmp_path / "human_worse_trials.md").exists()
     before = len(started)
     assert run(small(tmp_path))
     assert len(started) == before  # nothing is done twice
@@ -102,6 +103,13 @@ def test_radii_and_learning_rates_are_chosen_too(tmp_path):
     planned = jobs(settings)
     for _ in range(2 * len(found)):
         pretend(next(planned).config)
+    lines = study.trials(settings, "symmetric").splitlines()
+    assert lines[0] == "| run | decay 0.0005 | decay 0.01 |"
+    assert [line.split(" | ")[0] for line in lines[2:8]] == [
+        *("| SGD, learning rate = 0.1", "| SGD, learning rate = 0.2"),
+        *("| SAM, ρ = 0.1", "| SAM, ρ = 0.2", "| 1-SAM, ρ = 0.02", "| 1-SAM, ρ = 0.04"),
+    ]
+    assert lines[2] == "| SGD, learning rate = 0.1 | 50.0 / 25 | 50.0 / 25 |"
     chosen = {"SGD": "SGD, decay 0.01", "SAM": "SAM, decay 0.01", "1-SAM": "1-SAM, decay 0.01"}
     assert choices(settings, "symmetric") == chosen
 
