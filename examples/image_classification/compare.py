@@ -1,10 +1,13 @@
 """Turns several run folders into one table and two figures.
 
     python -m examples.image_classification.compare runs/* --output runs/comparison
+    python -m examples.image_classification.compare --redraw --output runs/comparison
 
-Runs that differ in nothing but the seed are one line: mean ± standard deviation.
+The second command draws points.png again, from the table.csv of the first. Runs that differ in nothing
+but the seed are one line: mean ± standard deviation.
 """
 
+import csv
 import dataclasses
 import json
 import sys
@@ -78,6 +81,9 @@ class Comparison:
 
     output: Path = Path("runs/comparison")
     """Folder for table.md, table.csv, curves.png and points.png."""
+
+    redraw: bool = False
+    """Draw points.png again from the table.csv in the folder. No runs are needed."""
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -267,6 +273,33 @@ def plot_rows(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``table.csv``.
+
+    Raises:
+      ValueError: if it is none of this program.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        numbers = [*COLUMNS, *(f"{title}, deviation" for title in COLUMNS)]
+        if not rows:
+            raise ValueError("it has no rows")
+        return [{"run": row["run"]} | {name: float(row[name]) for name in numbers} for row in rows]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is no table of this program ({error!r}). Compare the runs again to write it."
+        ) from None
+
+
+def redraw(output: Path) -> None:
+    """Draws ``points.png`` from ``table.csv``."""
+    rows = read_table(output / "table.csv")
+    with held(output):
+        save(plot_rows(rows), output / "points.png")
+    Console().print(f"drawn: {output / 'points.png'}", soft_wrap=True)
+
+
 def compare(comparison: Comparison) -> list[dict[str, Any]]:
     """Prints the table and writes the files."""
     if not comparison.runs:
@@ -305,7 +338,8 @@ def _report(groups: dict[str, list[FinishedRun]], output: Path) -> list[dict[str
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     try:
-        compare(tyro.cli(Comparison, args=arguments, prog=PROGRAM))
+        comparison = tyro.cli(Comparison, args=arguments, prog=PROGRAM)
+        redraw(comparison.output) if comparison.redraw else compare(comparison)
     except ValueError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

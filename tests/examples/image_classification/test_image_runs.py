@@ -257,6 +257,20 @@ def test_compare_makes_one_line_per_setting(tmp_path, capsys):
     assert len((tmp_path / "out" / "table.csv").read_text().splitlines()) == 3
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
+    points = tmp_path / "out" / "points.png"
+    drawn = points.read_bytes()
+    points.unlink()
+    compare.main(["--redraw", "--output", str(tmp_path / "out")])
+    assert points.read_bytes() == drawn
+    (tmp_path / "out" / "table.csv").write_text("run,seeds\nSGD,2\n")
+    with pytest.raises(
+        SystemExit, match=r"table\.csv is no table of this program.*test, last epoch"
+    ):
+        compare.main(["--redraw", "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=r"table\.csv"):
+        compare.main(["--redraw", "--output", str(tmp_path / "elsewhere")])
+    assert not (tmp_path / "elsewhere").exists()
+
 
 def test_compare_writes_settings_as_people_do():
     settings = [
