@@ -27,7 +27,7 @@ CONTENTS = {
             guide/wrappers guide/choosing_rho guide/label_noise guide/diagnostics guide/composing
             guide/per_example guide/your_own_stage composition""",
         "Reference": "methods/index api/index results/index",
-        "More": "faq cite changelog contributing",
+        "More": "faq related cite changelog contributing",
     },
     "tutorials/index": {"Tutorials": " ".join(NOTEBOOKS)},
     "programs/index": {"Programs": PROGRAMS},
