@@ -1,8 +1,9 @@
-"""Looks at every page of the built site in a browser: wide and as narrow as a phone, light and dark.
+"""Looks at every page of the built site in a browser: wide and as narrow as a phone.
 
     pip install playwright && playwright install chromium
     python -m sphinx -W -n -b html docs site
-    python docs/look.py site --pictures runs/pages    # ends with 1 if something is wrong on a page
+    python docs/look.py site    # ends with 1 if something is wrong on a page
+    python docs/look.py site --pictures runs/pages --only methods    # and for the eye, light and dark
 
 What is looked for: a page that is wider than the window, a picture that does not load, a formula that
 is not drawn, has an error, or does not fit. MathJax draws them, a script from the internet; without
@@ -18,11 +19,12 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from playwright.sync_api import Page, Route, TimeoutError, sync_playwright
 
 WINDOWS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 FAULTS = """() => {
   const width = document.documentElement.clientWidth;
   const formulas = [...document.querySelectorAll('mjx-container[display="true"]')];
@@ -70,33 +72,35 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("site", type=Path, help="folder of the built site")
-    parser.add_argument("--pictures", type=Path, help="a picture of each visit goes here")
+    parser.add_argument("--only", default="", help="only pages whose path has this in it")
+    parser.add_argument("--pictures", type=Path, help="two pictures of each visit go here")
     parser.add_argument("--packages", type=Path, help="folder node_modules, with MathJax")
     parser.add_argument("--browser", help="path of a Chromium that is installed already")
     arguments = parser.parse_args()
     files = [
-        file for file in sorted(arguments.site.rglob("*.html")) if "_modules" not in file.parts
+        file
+        for file in sorted(arguments.site.rglob("*.html"))
+        if "_modules" not in file.parts and arguments.only in str(file.relative_to(arguments.site))
     ]
 
     failed = 0
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=arguments.browser)
         for window, size in WINDOWS.items():
-            for scheme in ("light", "dark"):
-                options: dict[str, Any] = {"viewport": size, "color_scheme": scheme}
-                page = browser.new_page(**options)
-                if arguments.packages:
-                    page.route("**/npm/**", from_packages(arguments.packages))
-                for file in files:
-                    name = file.relative_to(arguments.site).with_suffix("").as_posix()
-                    if found := faults(page, file):
-                        failed += 1
-                        print(f"{name}, {window}, {scheme}: {found}", flush=True)
-                    if arguments.pictures:
-                        picture = f"{name.replace('/', '_')}_{window}_{scheme}.png"
-                        page.screenshot(path=arguments.pictures / picture, full_page=True)
-                page.close()
-    print(f"{len(files)} pages, {failed} of {4 * len(files)} visits found a fault")
+            options: dict[str, Any] = {"viewport": size}
+            page = browser.new_page(**options)
+            if arguments.packages:
+                page.route("**/npm/**", from_packages(arguments.packages))
+            for file in files:
+                name = file.relative_to(arguments.site).with_suffix("").as_posix()
+                if found := faults(page, file):
+                    failed += 1
+                    print(f"{name}, {window}: {found}", flush=True)
+                for scheme in SCHEMES if arguments.pictures else ():
+                    page.emulate_media(color_scheme=scheme)
+                    picture = f"{name.replace('/', '_')}_{window}_{scheme}.png"
+                    page.screenshot(path=arguments.pictures / picture, full_page=True)
+    print(f"{len(files)} pages, {failed} of {len(WINDOWS) * len(files)} visits found a fault")
     return failed
 
 
