@@ -44,7 +44,7 @@ def first_cell(address: str | None) -> str:
             "",
             'if importlib.util.find_spec("optax_sam") is None:',
             *clone,
-            '    %pip install --quiet "..[examples]"',
+            '    %pip install --quiet "..[examples,equinox]"',
         ]
     )
 
