@@ -52,7 +52,7 @@ PANELS = {
 """Number of a row -> what it is, for the figure."""
 
 LINES = 5
-"""So many in a panel can be told apart, each named beside its end."""
+"""So many in a panel can be told apart, each named beside its end; the first run is in every panel."""
 
 NOT_NAMED = BOOKKEEPING | {"seed", "method", "start_from"}
 """Settings in which runs of one line may differ, and the method, which comes first."""
@@ -147,25 +147,42 @@ def table(rows: list[logs.Row]) -> list[list[str]]:
 
 
 def plot(groups: dict[str, list[dict[str, Any]]]) -> Figure:
-    """What the validation gives along the steps, mean of the seeds."""
+    """What the validation gives along the training, mean of the seeds."""
     found = [name for name in PANELS if all(name in runs[0]["last"] for runs in groups.values())]
     unit = "text" if "noisy_accuracy" in found else "byte"
-    names = [*groups]
-    panels = [(name, names[i : i + LINES]) for name in found for i in range(0, len(names), LINES)]
+    first, *others = groups
+    parts = range(0, max(len(others), 1), LINES - 1)
+    panels = [(name, [first, *others[i : i + LINES - 1]]) for name in found for i in parts]
+    lengths = {runs[0]["last"]["step"] for runs in groups.values()}
+    xlabel = "step" if len(lengths) == 1 else "share of the run's steps, %"
     # One below the other, so that a phone shows the words at a legible size.
-    figure = Figure(figsize=(4.4, 3.2 * len(panels)), layout="constrained", facecolor="none")
+    figure = Figure(figsize=(5.2, 3.3 * len(panels)), layout="constrained", facecolor="none")
     all_axes = figure.subplots(len(panels), squeeze=False).ravel()
     for axes, (name, shown) in zip(all_axes, panels, strict=True):
-        steps = sorted({row["step"] for label in shown for row in groups[label][0]["rows"]})
-        lines = {}
+        curves = {}
         for label in shown:
-            runs = [{row["step"]: row[name] for row in run["rows"]} for run in groups[label]]
-            means = [np.mean([run.get(step, np.nan) for run in runs]) for step in steps]
+            length = groups[label][0]["last"]["step"]
+            scale = 1 if len(lengths) == 1 else 100 / length
+            runs = [
+                {row["step"] * scale: row[name] for row in run["rows"]} for run in groups[label]
+            ]
             unbroken = label.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
-            lines[textwrap.fill(unbroken, 16)] = means
+            curves[textwrap.fill(unbroken, 24)] = runs
+        along = sorted({x for runs in curves.values() for x in runs[0]})
+        lines = {
+            label: np.mean([_values_at(along, run) for run in runs], axis=0)
+            for label, runs in curves.items()
+        }
         axes.set_title(PANELS[name].format(unit), loc="left", fontsize=10, color=plots.TEXT)
-        plots.curves(lines, steps, xlabel="step", axes=axes)
+        axes.margins(y=0.3)  # the names beside the ends need more height than the lines
+        plots.curves(lines, along, xlabel=xlabel, axes=axes)
     return figure
+
+
+def _values_at(along: list[float], run: dict[float, float]) -> np.ndarray:
+    """A run's numbers at these places, on straight lines between its own; NaN before and behind."""
+    places = sorted(run)
+    return np.interp(along, places, [run[x] for x in places], left=np.nan, right=np.nan)
 
 
 def write(
