@@ -40,6 +40,7 @@ PAIRS = (
     ("SANER + SCE", "SCE"),
     ("SANER + SCE", "SCE, fine decay"),
     ("SANER + SCE", "SCE, more decay"),
+    ("SANER + SCE", "SAM + SCE, fine decay"),
     ("SANER + SCE", "SAM"),
     ("SANER + SCE", "SGD, twice the epochs"),
     ("1-SANER", "1-SAM"),
