@@ -257,6 +257,24 @@ def test_compare_is_mean_and_deviation_over_the_seeds(tmp_path):
         compare.read_run(tmp_path)
 
 
+def test_the_lines_of_the_figure_end_together_and_the_first_run_is_in_every_panel():
+    def lines(steps):
+        rows = [{"step": step, "validation_loss": 1 / step} for step in steps]
+        return [{"config": {"seed": 0}, "rows": rows, "last": rows[-1]}]
+
+    groups = {"AdamW": lines([2, 4]), "longer": lines([2, 4, 6, 8])}
+    figure = compare.plot(groups | {name: lines([2, 4]) for name in "abcd"})
+    first, second = figure.axes
+    assert first.get_xlabel() == "share of the run's steps, %"
+    assert [text.get_text() for text in second.texts] == ["AdamW", "d"]
+    short, long = first.lines[:2]
+    np.testing.assert_array_equal(long.get_xdata(), [25, 50, 75, 100])
+    np.testing.assert_allclose(long.get_ydata(), [1 / 2, 1 / 4, 1 / 6, 1 / 8])
+    # Between its own places the shorter run's line is straight; before them there is none.
+    np.testing.assert_allclose(short.get_ydata(), [np.nan, 1 / 2, 3 / 8, 1 / 4])
+    assert compare.plot({"AdamW": lines([2, 4])}).axes[0].get_xlabel() == "step"
+
+
 def test_the_study_starts_from_runs_that_come_before(tmp_path):
     seen = set()
     for part, name, settings in study.runs(study.Study(output=tmp_path, seeds=(0, 1), steps=1)):
