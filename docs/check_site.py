@@ -28,6 +28,9 @@ def check(site: Path) -> None:
         ("tutorials/quick_start.html", "SANER"),
         ("tutorials/my_features.html", "<table"),
         ("changelog.html", "Keep a Changelog"),
+        # Links between files of the repository lead to their pages.
+        ("programs/index.html", 'href="frozen_features.html"><span class="std std-doc">'),
+        ("programs/frozen_features.html", 'href="../results/frozen_features.html#which-labels'),
     ]:
         assert text in (site / page).read_text(encoding="utf-8"), f"{page} lacks {text}"
     # The copy button leaves out output, and without a prompt the whole block counts as output.

@@ -259,15 +259,15 @@ def trial_cells(
 
 def readings(rows: list[dict[str, Any]], name: str) -> str:
     """A Markdown table of NCSAM's readings: their trials by ρ and κ, beside SAM's at the same ρ."""
-    yardsticks = {}
-    for each in STUDIES["ncsam"]:
-        if each.name.startswith("SAM"):
-            of_sam = candidates(rows, name, each)[1]
-            yardsticks[each.passes] = {row["knobs"]["rho"]: row["test"] for row in of_sam}
+    of_sam = [each for each in STUDIES["ncsam"] if each.trials[0].recipe.reading is None]
+    yardsticks = {
+        each.passes: {row["knobs"]["rho"]: row["test"] for row in candidates(rows, name, each)[1]}
+        for each in of_sam
+    }
     kappas = (-1.0, -0.1, -0.01, 0.01, 0.1, 1.0)
     lines = [("reading", "ρ", "SAM", *(f"κ = {kappa:g}" for kappa in kappas))]
     for each in STUDIES["ncsam"]:
-        if each.name.startswith("SAM"):
+        if each in of_sam:
             continue
         tests = {
             (row["knobs"]["rho"], row["knobs"]["strength"]): row["test"]

@@ -47,7 +47,6 @@ READINGS = {
     "random examples": Reading(normalized=True, projection=False, examples="random"),
     "fewer flips": Reading(normalized=True, projection=False, flip_ratio=0.1),
     "more flips": Reading(normalized=True, projection=False, flip_ratio=0.6),
-    "late": Reading(warmup=0.25),
     "constant": Reading(scheduled=False),
     "normalized": Reading(normalized=True),
 }

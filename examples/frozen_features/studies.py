@@ -197,16 +197,15 @@ LONG = {"start": 0.25, "step_decay": True}
 
 READINGS_OF_NCSAM = (
     Contender("SAM, little decay", _little_decay("sam")),
-    *(
-        Contender(f"NCSAM, {reading}", _kappas(reading))
-        for reading in READINGS
-        if reading != "late"
-    ),
+    *(Contender(f"NCSAM, {reading}", _kappas(reading)) for reading in READINGS),
     Contender("NCSAM, warm-up by SGD", _kappas("warm-up", start=0.25)),
     Contender("SAM, long", _little_decay("sam", **LONG), passes=3),
-    Contender("NCSAM, long", _kappas("late", **LONG), passes=3),
+    Contender("NCSAM, long", _kappas("paper", **LONG), passes=3),
 )
-"""The paper begins after a quarter of SGD, and trains for 200 epochs in steps: "long" does the same."""
+"""The paper begins after a quarter of SGD, and trains for 200 epochs in steps: "long" does the same.
+
+During SGD ρ is 0, and with it the compensation, which is projected to the ball or scaled to ρ.
+"""
 
 COORDINATES = ("A", "B", "C", "AB", "AC", "BC")
 """Where SAM's gradient is taken; SANER's set B is where it is smaller than the clean one."""

@@ -292,8 +292,13 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         ) from None
 
 
-def redraw(output: Path) -> None:
+def redraw(comparison: Comparison) -> None:
     """Draws ``points.png`` from ``table.csv``."""
+    if comparison.runs:
+        raise ValueError(
+            f"--redraw: it takes no runs, {len(comparison.runs)} are given. Leave out them or --redraw."
+        )
+    output = comparison.output
     rows = read_table(output / "table.csv")
     with held(output):
         save(plot_rows(rows), output / "points.png")
@@ -339,7 +344,10 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     try:
         comparison = tyro.cli(Comparison, args=arguments, prog=PROGRAM)
-        redraw(comparison.output) if comparison.redraw else compare(comparison)
+        if comparison.redraw:
+            redraw(comparison)
+        else:
+            compare(comparison)
     except ValueError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

@@ -14,11 +14,12 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats  # type: ignore[import-untyped]
 import tyro
 
 from . import train
@@ -48,7 +49,7 @@ RATE = ("learning rate", "learning_rate")
 """What a method without a radius is tried with several of: its name in a table, and in Config."""
 
 HEADER = (
-    *("run", "seeds", "test [%]", "memorized [%]", "held-out noisy [%]"),
+    *("run", "seeds", "test [%]", "minus SGD", "memorized [%]", "held-out noisy [%]"),
     *("images / s", "time / SAM's"),
 )
 
@@ -301,20 +302,22 @@ def table(study: Study, noise: str, epochs: int) -> str | None:
         name: statistics.median(row["images_per_second"] for run in runs for row in run.rows)
         for name, runs in lines.items()
     }
-    best = choices(study, noise).values()
+    best = choices(study, noise)
+    sgd = lines.get(best.get("SGD", "SGD"))
     rows = [HEADER, ["---", *["---:"] * (len(HEADER) - 1)]]
     for name, runs in lines.items():
-        measures = ("test_accuracy", "memorized", "held_out_accuracy")
-        parts = [name, str(len(runs)), *(_mean(runs, measure) for measure in measures)]
+        parts = [name, str(len(runs)), _mean(runs, "test_accuracy"), _difference(runs, sgd)]
+        parts += [_mean(runs, "memorized"), _mean(runs, "held_out_accuracy")]
         ratio = f"{speeds['SAM'] / speeds[name]:.2f}" if "SAM" in speeds else "–"
         parts += [f"{speeds[name]:,.0f}", ratio]
-        if name in best:
+        if name in best.values():
             parts[0] += " (chosen)"
         rows.append(parts)
     device, wrong = runs[0].results["device"], runs[0].results["wrong_labels"]
     notes = (
         f"{noise}, {100 * wrong:.0f} % wrong labels, {epochs} epochs, {device}. Last epoch, mean ± "
-        "standard deviation over the seeds; images per second of the median epoch. Chosen: of the "
+        "standard deviation over the seeds; minus SGD, with its chosen settings: mean difference "
+        "with the 95 % interval, paired by seed; images per second of the median epoch. Chosen: of the "
         "settings of a method, by the held-out noisy labels of the first seed."
     )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{notes}\n"
@@ -322,37 +325,49 @@ def table(study: Study, noise: str, epochs: int) -> str | None:
 
 def trials(study: Study, noise: str) -> str | None:
     """The settings that were tried with the first seed, or None: a column per weight decay."""
-    cells: dict[str, dict[float, str]] = {}
+    cells: dict[tuple[int, float, str], dict[float, str]] = {}
     for name, settings in contenders(study).items():
         run = finished(make_job(study, noise, study.epochs[0], name, study.seeds[0]))
-        if run is not None and name.partition(",")[0] in study.tuned:
+        method = name.partition(",")[0]
+        if run is not None and method in study.tuned:
             last, config = run.results["last"], run.results["config"]
             symbol, setting = ("ρ", "rho") if "rho" in settings else RATE
-            line = f"{name.partition(',')[0]}, {symbol} = {config[setting]:g}"
+            line = f"{method}, {symbol} = {config[setting]:g}"
             shares = (100 * last.get(key, np.nan) for key in ("test_accuracy", "memorized"))
             text = "{:.1f} / {:.0f}".format(*shares)
-            cells.setdefault(line, {})[config["weight_decay"]] = text
+            place = study.tuned.index(method), config[setting], line
+            cells.setdefault(place, {})[config["weight_decay"]] = text
     decays = sorted({decay for line in cells.values() for decay in line})
     if len(decays) < 2:
         return None
     rows = [["run", *(f"decay {decay:g}" for decay in decays)], ["---", *["---:"] * len(decays)]]
-    for name in sorted(cells, key=_method_and_size(study)):
-        rows.append([name, *(cells[name].get(decay, "–") for decay in decays)])
+    for place in sorted(cells):
+        rows.append([place[-1], *(cells[place].get(decay, "–") for decay in decays)])
     note = "Test accuracy and share of wrong labels memorized, in percent; the first seed."
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{note}\n"
-
-
-def _method_and_size(study: Study) -> Callable[[str], tuple[int, float]]:
-    return lambda line: (
-        study.tuned.index(line.partition(",")[0]),
-        float(line.rpartition(" ")[2]),
-    )
 
 
 def _mean(runs: list[FinishedRun], measure: str) -> str:
     values = [100 * run.results["last"].get(measure, np.nan) for run in runs]
     deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{np.mean(values):.1f}{deviation}"
+
+
+def _difference(runs: list[FinishedRun], others: list[FinishedRun] | None) -> str:
+    """Points of test accuracy above other runs: of the seeds that both have, with the interval."""
+    if others is None or runs is others:
+        return "–"
+    first, second = (
+        {run.results["config"]["seed"]: 100 * run.results["last"]["test_accuracy"] for run in some}
+        for some in (runs, others)
+    )
+    found = np.array([first[seed] - second[seed] for seed in first.keys() & second.keys()])
+    if not len(found):
+        return "–"
+    if len(found) == 1:
+        return f"{found[0]:+.1f}"
+    width = scipy.stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5
+    return f"{found.mean():+.1f} ± {width:.1f}"
 
 
 def report(study: Study) -> None:

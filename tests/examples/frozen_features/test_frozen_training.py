@@ -87,6 +87,10 @@ def test_a_late_start_is_sgd_until_then():
     never, _ = train(dataclasses.replace(TINY, method="sam", start=1.0), lanes)
     half, _ = train(dataclasses.replace(TINY, method="sam", start=0.5), lanes)
     np.testing.assert_allclose(never.params["kernel"], plain.params["kernel"], rtol=1e-4, atol=1e-5)
+    # NCSAM's compensation is projected to a ball of radius 0 until then.
+    lanes = [Lane(Knobs(0.5, 0.0, 0.05, strength=1.0), 0)]
+    never, _ = train(dataclasses.replace(TINY, reading="paper", start=1.0), lanes)
+    np.testing.assert_allclose(never.params["kernel"], plain.params["kernel"], rtol=1e-4, atol=1e-5)
     assert np.abs(half.params["kernel"] - plain.params["kernel"]).max() > 1e-3
 
 
@@ -95,6 +99,11 @@ def test_the_learning_rate_falls_along_a_cosine_or_in_steps():
     falls = rate_left(Recipe(step_decay=True), progress)
     np.testing.assert_allclose(falls, [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
     np.testing.assert_allclose(rate_left(Recipe(), jnp.array([0.0, 0.5])), [1, 0.5], rtol=1e-6)
+    lanes = [Lane(Knobs(0.0, 0.0, 0.05), 0)]
+    trained = [
+        train(dataclasses.replace(TINY, step_decay=steps), lanes)[0] for steps in (False, True)
+    ]
+    assert np.abs(trained[0].params["kernel"] - trained[1].params["kernel"]).max() > 1e-3
 
 
 def test_only_the_given_rows_are_trained_on():

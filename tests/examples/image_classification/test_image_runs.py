@@ -262,6 +262,8 @@ def test_compare_makes_one_line_per_setting(tmp_path, capsys):
     points.unlink()
     compare.main(["--redraw", "--output", str(tmp_path / "out")])
     assert points.read_bytes() == drawn
+    with pytest.raises(SystemExit, match="--redraw: it takes no runs, 1 are given"):
+        compare.main([str(tmp_path), "--redraw", "--output", str(tmp_path / "out")])
     (tmp_path / "out" / "table.csv").write_text("run,seeds\nSGD,2\n")
     with pytest.raises(
         SystemExit, match=r"table\.csv is no table of this program.*test, last epoch"
