@@ -33,6 +33,7 @@ STEPS = ROWS | {
     "sam, perturbed loss": Row(ours(optax_sam.sam, RHO, perturbed_loss=True)),
     "SANER by hand": Row(saner_by_hand),
     "m-SAM, m = 8": grouped(optax_sam.sam, 8),
+    "1-SAM, an example a chip at a time": grouped(optax_sam.sam, 1)._replace(at_once=1),
 }
 
 # Otherwise a product of sharded matrices becomes a loop that passes pieces around, whose rounds the
@@ -101,15 +102,17 @@ def compile_step(cell: Cell, network: PodNetwork, devices: Sequence[Any]) -> Any
     if "batch" in module.__dataclass_fields__:
         module = module.clone(batch=NamedSharding(mesh, PartitionSpec("data")))
     row = STEPS[cell.step]
-    # A chip takes the whole batch of 1-SAM; JAX's own backend here is a CPU, whose default is less.
-    whole = {"microbatch_size": batch, "spmd_axis_name": "data"} if row.separates else {}
-    init, step = row.build(module, base=network.optimizer, **whole)
+    options: dict[str, Any] = {}
+    if row.separates:  # said here, as JAX's own backend is a CPU, whose default is fewer at a time
+        at_once = row.at_once or network.per_chip
+        options = {"microbatch_size": at_once * len(devices), "spmd_axis_name": "data"}
+    init, step = row.build(module, base=network.optimizer, **options)
     state = layouts.shard_state(mesh, jax.eval_shape(init, params), params)
     carried = (params, stats, state)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, carried)
     jitted = jax.jit(step, donate_argnums=(0, 1, 2), out_shardings=(*shardings, None))
-    options = TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
-    return jitted.lower(*carried, *layouts.shard_batch(mesh, examples)).compile(options)
+    of_compiler = TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
+    return jitted.lower(*carried, *layouts.shard_batch(mesh, examples)).compile(of_compiler)
 
 
 def first_line(error: Exception) -> str:

@@ -87,9 +87,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def compile_missing(wanted: list[Cell], path: Path, minutes: float) -> None:
-    """Compiles what the file lacks, until the time is over."""
-    known = {tuple(record[key] for key in Cell._fields) for record in read(path)}
+def compile_missing(wanted: list[Cell], path: Path, minutes: float, level: str) -> None:
+    """Compiles what the file lacks at this level of optimization, until the time is over."""
+    known = {
+        tuple(record[key] for key in Cell._fields)
+        for record in read(path)
+        if record["level"] == level
+    }
     started = time.monotonic()
     for cell in wanted:
         if cell in known:
@@ -99,7 +103,7 @@ def compile_missing(wanted: list[Cell], path: Path, minutes: float) -> None:
         print(*cell, sep=", ", file=sys.stderr, flush=True)
         record = compile_cell(cell, NETWORKS[cell.network], devices_of(cell))
         with path.open("a") as file:
-            file.write(json.dumps(record | {"level": jax.config.jax_optimization_level}) + "\n")
+            file.write(json.dumps(record | {"level": level}) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -116,7 +120,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--level",
         default="O0",
-        help="of XLA's optimization: O0 compiles faster, UNKNOWN is JAX's default",
+        help="of XLA's optimization: O0 compiles faster, UNKNOWN is JAX's default; a level has its own "
+        "records, and the tables are of one",
     )
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
@@ -142,10 +147,11 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"Skipped: libtpu, which compiles for TPUs, cannot be used here ({error}).")
             print("Install it in an environment of its own: pip install -e '.[tpu]'.")
         else:
-            compile_missing(wanted, path, options.minutes)
+            compile_missing(wanted, path, options.minutes, options.level)
     order = {cell: number for number, cell in enumerate(cells())}
     records = sorted(
-        read(path), key=lambda r: order.get(Cell(*(r[key] for key in Cell._fields)), len(order))
+        (record for record in read(path) if record["level"] == options.level),
+        key=lambda r: order.get(Cell(*(r[key] for key in Cell._fields)), len(order)),
     )
     pod_tables.write(records, options.output)
 

@@ -248,12 +248,15 @@ class Row(NamedTuple):
       separates: the examples of the batch are separated, which a network with BatchNorm forbids.
       divisor: the batch must be a multiple of it.
       varies: some steps of this row cost more than others, so that its time is a mean.
+      at_once: of a row that separates the examples, how many a chip of a pod works on at a time; None:
+        all of its batch.
     """
 
     build: Callable[..., Step]
     separates: bool = False
     divisor: int = 1
     varies: bool = False
+    at_once: int | None = None
 
 
 def grouped(method: Callable[..., optax.GradientTransformationExtraArgs], size: int) -> Row:

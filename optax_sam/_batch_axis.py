@@ -55,7 +55,7 @@ _ELEMENTWISE = {
     "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "igammac", "imag",
     "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "log2", "logistic", "lt", "max",
     "min", "mul", "name", "ne", "neg", "nextafter", "not", "one_minus_square",
-    "optimization_barrier", "or", "polygamma", "polynomial", "population_count", "pow", "real",
+    "optimization_barrier", "or", "polygamma", "polynomial", "population_count", "pow", "pvary", "real",
     "reduce_precision", "rem", "round", "rsqrt", "select_n", "sharding_constraint", "shift_left",
     "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square",
     "stop_gradient", "sub", "tan", "tanh", "threefry2x32", "xor",
@@ -156,6 +156,8 @@ def _repeated(place: BatchAxis, size: int, target: int) -> BatchAxis:
 def _reshape(equation: Any, place: BatchAxis) -> BatchAxis:
     """A reshape keeps the order of the elements: so many before each example, so many within it."""
     source, target = _shape(equation), _output_shape(equation)
+    if 0 in target:
+        raise UnknownError("a reshape makes an empty array")
     count = len(place.examples)
     before = math.prod(source[: place.axis])
     within = place.length * math.prod(source[place.axis + 1 :])

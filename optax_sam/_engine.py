@@ -156,14 +156,19 @@ class Engine:
             extra_args={"logits": logits} | extra_args,
             state=state,
         )
-        # A stage's state may have seen the device's own gradients. Its average is what averaged
-        # gradients would have given (moving averages are linear), and it stays replicated.
+        # A stage's state may have seen the device's own gradients. Its average stays replicated, and
+        # is what averaged gradients would have given if it is linear in them, as moving averages are.
         share = device_share(loss_fn, self.axis_name)
         with note_where_flattened(params, "the method", _NOT_FLATTENED):
             ascent = self._ascend(step)
         direction = _axes.mean(ascent.perturbed_grads, self.axis_name, share)
         state = state._replace(
-            perturbation=_mean_of_state(ascent.perturbation_state, self.axis_name, share),
+            perturbation=_changed(
+                _axes.mean(
+                    _change(ascent.perturbation_state, state.perturbation), self.axis_name, share
+                ),
+                state.perturbation,
+            ),
             metrics=_axes.mean(ascent.metrics, self.axis_name, share),
         )
         if self.combination is None:
@@ -212,17 +217,19 @@ class Engine:
             )
         if self.group_size == 1:
             warn_if_unproved("group_size=1", check_independence(objective, step.params))
-        return mean_over_groups(  # type: ignore[no-any-return]
-            lambda group, logits: self._climb_and_evaluate(
-                self._with_own_gradients(
-                    step._replace(loss_fn=group, extra_args=step.extra_args | {"logits": logits})
-                )
-            ),
-            objective,
-            self.group_size,
-            logits=step.extra_args["logits"],
-            axis_name=self.axis_name,
+        old = step.state.perturbation
+
+        def of_group(group: Any, logits: Any) -> Ascent:
+            arguments = step.extra_args | {"logits": logits}
+            of_group = step._replace(loss_fn=group, extra_args=arguments)
+            ascent = self._climb_and_evaluate(self._with_own_gradients(of_group))
+            return ascent._replace(perturbation_state=_change(ascent.perturbation_state, old))
+
+        logits = step.extra_args["logits"]
+        ascent: Ascent = mean_over_groups(
+            of_group, objective, self.group_size, step.local_params, logits=logits
         )
+        return ascent._replace(perturbation_state=_changed(ascent.perturbation_state, old))
 
     def _why_not_fast(self, step: Step) -> str:
         """Why the fast path for groups cannot be taken; empty if it can."""
@@ -231,9 +238,9 @@ class Engine:
         objective = require_objective(step.loss_fn, "group_size")
         if step.clean_grads is not step.gradients:
             raise ValueError(
-                "with group_size each group climbs along its own gradient, so it cannot be "
-                "combined with a wrapper that chooses the direction, such as "
-                "optax_sam.along_previous (Momentum-SAM)."
+                "with group_size each group climbs along its own gradient and compares with it, so it "
+                "cannot be combined with clean_grads=, nor with a wrapper that chooses the direction, "
+                "such as optax_sam.along_previous (Momentum-SAM). Leave one of them out."
             )
         if self.group_size == objective.batch_size:
             return ONE_GROUP
@@ -329,7 +336,6 @@ _NOT_FLATTENED = "put the method in front of it, optax.chain(method, optax.flatt
 ONE_GROUP = "the batch is one group"
 _THIRD_STAGE = "The third stage returns one direction for every perturbed gradient."
 _FASTER_BY_ITSELF = "groups of this size are faster differentiated by themselves"
-_KNOWN_ARGUMENTS = ("loss_fn", "logits", "clean_grads")
 
 
 def _climbed_norm(state: Any, gradients: Any) -> jax.Array:
@@ -343,16 +349,30 @@ def _climbed_norm(state: Any, gradients: Any) -> jax.Array:
     return _norms.norm(gradients)
 
 
-def _mean_of_state(state: Any, axis_name: _axes.AxisName, share: jax.Array | None) -> Any:
-    """The average of a stage's state over the devices.
+def _change(state: Any, old: Any) -> Any:
+    """A stage's state with the change of every floating scalar in place of its value.
 
-    Scalars (a radius, a count) are the same everywhere; multiplied by rounded shares they would drift.
+    A scalar such as a radius is the same for all groups and devices. Its mean is a sum of rounded
+    shares, which would be another number, and drift from step to step; that of its change is exactly 0.
     """
+    return _on_scalars(lambda new, old: jnp.where(jnp.isfinite(old), new - old, new), state, old)
 
-    def one(leaf: jax.Array) -> Any:
-        return _axes.mean(leaf, axis_name, None if jnp.ndim(leaf) == 0 else share)
 
-    return jax.tree.map(one, state)
+def _changed(change: Any, old: Any) -> Any:
+    """The state again, after the mean."""
+    return _on_scalars(lambda new, old: jnp.where(jnp.isfinite(old), old + new, new), change, old)
+
+
+def _on_scalars(function: Callable[[Any, Any], Any], state: Any, old: Any) -> Any:
+    own: Any = jax.tree.structure(state)
+    if own != jax.tree.structure(old):  # a stage of the user's own
+        return state
+
+    def one(new: Any, old: Any) -> Any:
+        is_scalar = jnp.ndim(new) == jnp.ndim(old) == 0 and _tree.is_floating(new)
+        return function(new, old).astype(jnp.result_type(new)) if is_scalar else new
+
+    return jax.tree.map(one, state, old)
 
 
 def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) -> None:
@@ -370,7 +390,10 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
         "optimizer behind it in the chain.",
     )
     for name in extra_args:
-        close = difflib.get_close_matches(name, _KNOWN_ARGUMENTS, n=1, cutoff=0.75)
+        # Extra arguments are those of other links, so only what is nearly the same is a mistake.
+        cutoff = 0.75 if loss_fn is None else 0.9
+        known = ("loss_fn", "logits", "clean_grads")
+        close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
         if close:
             raise TypeError(f"update got an unknown argument {name}=; did you mean {close[0]}=?")
     if loss_fn is None:
@@ -402,14 +425,15 @@ def _refuse_complex(params: Any) -> None:
             )
 
 
-_last_direction: list[weakref.ref[Any]] = []
+_last_direction: contextvars.ContextVar[weakref.ref[Any] | None] = contextvars.ContextVar(
+    "last_direction", default=None
+)
 
 
 def _remember_direction(direction: Any) -> None:
     """Keeps a weak reference to what the last method gave, for the next function."""
-    _last_direction.clear()
-    for leaf in jax.tree.leaves(direction)[:1]:
-        _last_direction.append(weakref.ref(leaf))
+    leaves = [leaf for leaf in jax.tree.leaves(direction) if isinstance(leaf, jax.Array)]
+    _last_direction.set(weakref.ref(leaves[0]) if leaves else None)
 
 
 def _warn_of_second_method(updates: Any) -> None:
@@ -417,8 +441,9 @@ def _warn_of_second_method(updates: Any) -> None:
 
     Two methods in one chain: the second climbs along the first one's direction and replaces it.
     """
-    leaves = jax.tree.leaves(updates)
-    if leaves and _last_direction and _last_direction[0]() is leaves[0]:
+    last = _last_direction.get()
+    direction = None if last is None else last()
+    if direction is not None and any(leaf is direction for leaf in jax.tree.leaves(updates)[:1]):
         warnings.warn(
             "a sharpness-aware method got another one's direction as its gradients, as in "
             "optax.chain(sam(...), saner(...)): it climbs along it and replaces it by its own. Use one "

@@ -11,7 +11,7 @@ from optax_sam._checks import state_of_another
 
 
 class SharpnessAwareMetrics(NamedTuple):
-    """What the last step saw, for logging; nothing is computed from it.
+    """What the last step with a second gradient saw, for logging; nothing is computed from it.
 
     Attributes:
       perturbed_loss: scalar, L(w + ε).
@@ -74,18 +74,31 @@ class KnownLength(optax.GradientTransformation):  # type: ignore[misc]  # optax 
       length: from the stage's state and the norm of its updates to ‖ε‖.
     """
 
-    length: Callable[[optax.OptState, jax.Array], jax.Array]
+    length: Callable[[optax.OptState, jax.Array], jax.Array] | None = None
 
     def __new__(
         cls,
         init: optax.TransformInitFn,
         update: optax.TransformUpdateFn,
-        length: Callable[[optax.OptState, jax.Array], jax.Array],
+        length: Callable[[optax.OptState, jax.Array], jax.Array] | None = None,
     ) -> "KnownLength":
-        """Only this stage itself: whatever is chained or wrapped around it may change ε."""
+        """Only this stage itself: whatever is chained or wrapped around it may change ε.
+
+        A copy that JAX or ``_replace`` makes of the named tuple has no length.
+        """
         self: KnownLength = super().__new__(cls, init, update)
         self.length = length
         return self
+
+
+_EXAMPLES = {
+    "perturbation": "optax_sam.normalized(rho=0.05)",
+    "combination": "optax_sam.down_weight(0.5)",
+    "compensation": "optax_sam.add_noise_compensation(0.1, flip_ratio=0.4)",
+    "preconditioner": "optax.scale_by_rms(0.999)",
+    "otherwise": "optax_sam.reuse_orthogonal(0.7)",
+    "base": "optax.trace(0.9)",
+}
 
 
 def as_stage(name: str, stage: Any) -> optax.GradientTransformationExtraArgs:
@@ -93,7 +106,7 @@ def as_stage(name: str, stage: Any) -> optax.GradientTransformationExtraArgs:
     if not isinstance(stage, optax.GradientTransformation):
         raise TypeError(
             f"{name} must be an optax.GradientTransformation, got {stage!r}. For example "
-            "perturbation=optax_sam.normalized(rho=0.05), combination=optax_sam.down_weight(0.5)."
+            f"{name}={_EXAMPLES[name]}."
         )
     accepting = optax.with_extra_args_support(stage)
 
@@ -150,6 +163,27 @@ def as_method(method: Any) -> optax.GradientTransformationExtraArgs:
             f"{method!r}."
         )
     return optax.with_extra_args_support(method)
+
+
+def check_ends_with_method(name: str, state: optax.OptState) -> None:
+    """Raises unless the state is that of a method, or of a chain with a method at its end.
+
+    An optimizer there would turn its direction into a step, and the clean gradient on the steps in
+    between, which no optimizer has seen, would be added to the parameters as it is.
+    """
+    links = list(state.values()) if isinstance(state, dict) else state
+    is_chain = isinstance(links, list) or type(links) is tuple
+    last = links[-1] if is_chain and links else state
+    if not contains_method(last):
+        raise TypeError(
+            f"{name} takes a sharpness-aware method, but what it was given "
+            + (
+                "has an optimizer behind the method. Put the optimizer behind the result: "
+                f"optax.chain({name}(method, ...), optimizer)."
+                if contains_method(state)
+                else f"is none. Pass e.g. {name}(optax_sam.sam(0.05), ...)."
+            )
+        )
 
 
 def contains_method(state: optax.OptState) -> bool:

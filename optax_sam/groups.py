@@ -16,11 +16,13 @@ def mean_over_groups(
     function: Callable[[Objective, Any], Any],
     objective: Objective,
     size: int,
+    params: chex.ArrayTree,
     *,
     logits: chex.ArrayTree | None = None,
-    axis_name: _axes.AxisName = None,
 ) -> Any:
     """The mean of ``function(group, its logits)`` over consecutive groups of ``size`` examples.
+
+    The results may differ along the mapped axes along which ``params`` or the examples differ.
 
     Each group counts by its share of the objective's weights. Floating results are averaged in at least
     float32; of others (step counts) one copy is kept, as they are the same for all groups. As many
@@ -53,7 +55,7 @@ def mean_over_groups(
         return jax.tree.map(average, results)
 
     steps = count // side_by_side
-    summed = _sum_over_loop(several, _batches.interleaved((examples, shares), steps), axis_name)
+    summed = _sum_over_loop(several, _batches.interleaved((examples, shares), steps), params)
     like = jax.eval_shape(one, _first(examples))
     return jax.tree.map(lambda x, like: x.astype(like.dtype), summed, like)
 
@@ -66,7 +68,7 @@ def _expand(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
 
 
-def _sum_over_loop(function: Callable[[Any], Any], parts: Any, axis_name: _axes.AxisName) -> Any:
+def _sum_over_loop(function: Callable[[Any], Any], parts: Any, params: Any) -> Any:
     """The sum of a function over the leading axis, in the memory of one call."""
     if len(jax.tree.leaves(parts)[0]) == 1:
         return function(_first(parts))
@@ -83,11 +85,11 @@ def _sum_over_loop(function: Callable[[Any], Any], parts: Any, axis_name: _axes.
 
     def step(totals: list[jax.Array], part: Any) -> tuple[list[jax.Array], list[jax.Array]]:
         outputs = jax.tree.leaves(function(part))
-        summands = _axes.to_varying(split(outputs, True), axis_name)
-        return [t + x for t, x in zip(totals, summands, strict=True)], split(outputs, False)
+        sums = [t + x for t, x in zip(totals, split(outputs, True), strict=True)]
+        return _axes.to_varying_like(sums, (params, parts)), split(outputs, False)
 
     zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in split(leaves, True)]
-    totals, others = jax.lax.scan(step, _axes.to_varying(zeros, axis_name), parts)
+    totals, others = jax.lax.scan(step, _axes.to_varying_like(zeros, (params, parts)), parts)
     sums, copies = iter(totals), iter(others)
     merged = [next(sums) if is_floating else next(copies)[0] for is_floating in floating]
     return jax.tree.unflatten(treedef, merged)

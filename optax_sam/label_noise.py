@@ -219,11 +219,11 @@ def instance_dependent(
     # Cut on both sides alike: cutting to [0, 1] alone would shift the mean of small and large rates.
     largest = min(rate, 1 - rate)
     rates = rate + np.clip(random.normal(0, rate_deviation, labels.shape), -largest, largest)
-    projections = random.normal(size=(num_classes, features.shape[1], num_classes))
     scores = np.empty((labels.size, num_classes))
     for label in range(num_classes):
         members = labels == label
-        scores[members] = features[members] @ projections[label]
+        projection = random.normal(size=(features.shape[1], num_classes))  # one class at a time
+        scores[members] = features[members] @ projection
     scores[np.arange(labels.size), labels] = -np.inf  # never the label itself
     # The largest score plus Gumbel noise is a draw from the softmax.
     target = np.argmax(scores + random.gumbel(size=scores.shape), axis=1)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import chex
 import flax.linen as nn
@@ -44,7 +44,7 @@ class TrainState(train_state.TrainState):  # type: ignore[no-untyped-call, unuse
         logits: chex.ArrayTree | None = None,
         extra_args: Mapping[str, Any] | None = None,
         **kwargs: Any,
-    ) -> "TrainState":
+    ) -> Self:
         """Updates ``step``, ``params`` and ``opt_state``.
 
         Args:
@@ -59,6 +59,10 @@ class TrainState(train_state.TrainState):  # type: ignore[no-untyped-call, unuse
         Returns:
           The new state. Parameters of fp8 layers (``overwrite_with_gradient``) are overwritten as Flax
           does it, and are not perturbed.
+
+        Raises:
+          TypeError: if a keyword is no field, ``extra_args`` is no dictionary, or a method in ``tx``
+            misses ``loss_fn``.
         """
         if extra_args is not None and not isinstance(extra_args, Mapping):
             raise TypeError(
@@ -76,12 +80,14 @@ class TrainState(train_state.TrainState):  # type: ignore[no-untyped-call, unuse
         gradients, _ = _split(grads)
         if overwritten and loss_fn is not None:
             loss_fn = with_parameters(loss_fn, lambda params: {"params": params} | overwritten)
+        # Only what was given: line searches refuse what they do not know.
+        candidates = {"loss_fn": loss_fn, "logits": logits}
+        given = {name: value for name, value in candidates.items() if value is not None}
         updates, opt_state = optax.with_extra_args_support(self.tx).update(
             gradients,
             self.opt_state,
             params,
-            loss_fn=loss_fn,
-            logits=logits,
+            **given,
             **({} if extra_args is None else extra_args),
         )
         params = optax.apply_updates(params, updates)
@@ -104,7 +110,8 @@ def capture_layer_input(module: nn.Module, layer: str) -> Callable[..., tuple[An
       ``apply(variables, *args, **kwargs) -> (module.apply(...), input of the layer)``.
 
     Raises:
-      ValueError: from the returned function, if the layer is not called exactly once.
+      ValueError: from the returned function, if the layer is not called exactly once. A layer inside
+        ``nn.scan`` or ``nn.remat`` cannot be captured.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -129,7 +136,7 @@ def capture_layer_input(module: nn.Module, layer: str) -> Callable[..., tuple[An
             if context.method_name == "__call__":
                 called.add(path)
                 if path == layer:
-                    captured.append(args[0])
+                    captured.append(args[0] if args else next(iter(kwargs.values())))
             return next_function(*args, **kwargs)
 
         with nn.intercept_methods(intercept):

@@ -1,5 +1,6 @@
 """Loss scaling for half precision: gradients that neither underflow on the way nor come out scaled."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ def loss_scaled(loss_fn: Callable[..., Any], scale: chex.Numeric) -> Callable[..
 
     A finite clean gradient does not mean that the perturbed one is finite. Put
     ``optax.apply_if_finite`` *behind* the method: its ``last_finite`` is about the perturbed gradient.
+    It does not undo what the method itself keeps, such as the averages of VaSSO and Friendly-SAM.
+    Around the whole chain it would, but there it looks at the clean gradient.
 
     Args:
       loss_fn: ``params -> loss`` or ``(loss, aux)``, **without** a scale in it; or an
@@ -84,30 +87,33 @@ def scale_cotangents(
     """The tree itself, whose derivative is multiplied or divided by the scale (None: left alone)."""
     if scale is None:
         return tree
-    factor = jnp.asarray(scale, jnp.float32)
-    return _scale_cotangents(tree, factor if how == "multiply" else 1 / factor)
+    return _scale_cotangents(how, tree, jnp.asarray(scale, float))
 
 
-@jax.custom_vjp
-def _scale_cotangents(tree: chex.ArrayTree, factor: jax.Array) -> chex.ArrayTree:
-    del factor
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scale_cotangents(how: str, tree: chex.ArrayTree, scale: jax.Array) -> chex.ArrayTree:
+    del how, scale
     return tree
 
 
-def _forward(tree: chex.ArrayTree, factor: jax.Array) -> tuple[chex.ArrayTree, jax.Array]:
-    return tree, factor
+def _forward(how: str, tree: chex.ArrayTree, scale: jax.Array) -> tuple[chex.ArrayTree, jax.Array]:
+    del how
+    return tree, scale
 
 
-def _backward(factor: jax.Array, cotangents: chex.ArrayTree) -> tuple[chex.ArrayTree, jax.Array]:
+def _backward(
+    how: str, scale: jax.Array, cotangents: chex.ArrayTree
+) -> tuple[chex.ArrayTree, jax.Array]:
     def one(cotangent: Any) -> Any:
         if getattr(cotangent, "dtype", None) == jax.dtypes.float0 or not _tree.is_floating(
             cotangent
         ):
             return cotangent
-        wide = _tree.accumulation_dtype(cotangent)
-        return (cotangent.astype(wide) * factor.astype(wide)).astype(cotangent.dtype)
+        dtype = _tree.accumulation_dtype(cotangent)
+        wide, by = cotangent.astype(dtype), scale.astype(dtype)
+        return (wide * by if how == "multiply" else wide / by).astype(cotangent.dtype)
 
-    return jax.tree.map(one, cotangents), jnp.zeros_like(factor)
+    return jax.tree.map(one, cotangents), jnp.zeros_like(scale)
 
 
 _scale_cotangents.defvjp(_forward, _backward)

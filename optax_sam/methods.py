@@ -68,6 +68,9 @@ from optax_sam.wrappers import (
 class Options(TypedDict, total=False):
     """The keyword options of every named method: conveniences for stages and wrappers.
 
+    With ``every_k``, ``start_step``, ``stop_step`` and ``when`` some steps have no second gradient. A
+    schedule of a radius or a strength does not see them: it counts the steps with a second gradient.
+
     Attributes:
       combination: a third stage; it comes behind the method's own.
       mask: see :func:`optax_sam.sharpness_aware`.
@@ -75,10 +78,15 @@ class Options(TypedDict, total=False):
       axis_name: see :func:`optax_sam.sharpness_aware`.
       ascent_steps: n, :func:`optax_sam.in_steps` around the perturbation.
       ascent_fraction: q, :func:`optax_sam.on_first` around the perturbation.
-      every_k: :func:`optax_sam.sometimes` around the method.
-      start_step: likewise.
-      stop_step: likewise.
-      when: likewise.
+      every_k: :func:`optax_sam.sometimes` around the method: every k-th step.
+      start_step: the same wrapper: from this step on.
+      stop_step: the same wrapper: up to this step.
+      when: the same wrapper: where a condition on the gradient holds.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> options = optax_sam.Options(group_size=4, start_step=1000)
+      >>> tx = optax.chain(optax_sam.saner(rho=0.05, **options), optax.sgd(0.1))
     """
 
     combination: optax.GradientTransformation | None
@@ -492,10 +500,10 @@ def ncsam(
     if warmup not in ("sgd", "sam"):
         raise ValueError(f"warmup must be 'sgd' or 'sam', got {warmup!r}.")
     skipped = warmup_steps if warmup == "sgd" else 0
-    if options.setdefault("start_step", skipped or None) != (skipped or None):
-        raise ValueError(
-            f"start_step={options['start_step']} is warmup_steps in ncsam: pass that instead."
-        )
+    start_step = options.get("start_step")
+    if start_step is not None and start_step != skipped:
+        raise ValueError(f"start_step={start_step} is warmup_steps in ncsam: pass that instead.")
+    options["start_step"] = skipped or None
     strength: optax.ScalarOrSchedule = kappa
     every_k = options.get("every_k")
     every_k = 1 if every_k is None else check_integer("every_k", every_k, minimum=1)
@@ -614,7 +622,7 @@ def vasso(
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
 
     Raises:
-      ValueError: if ``rho`` is a negative number or ``theta`` outside [0, 1].
+      ValueError: if ``rho`` is a negative number or ``theta`` outside (0, 1].
 
     Example:
       >>> import optax, optax_sam

@@ -259,9 +259,9 @@ def capture_layer_input(model: nnx.Module, layer: str) -> Iterator[list[jax.Arra
         raise ValueError(f"the model has no layer {layer!r}; its own layers are {names}.")
     captured: list[jax.Array] = []
 
-    def recording(inputs: jax.Array, *args: Any, **kwargs: Any) -> Any:
-        captured.append(inputs)
-        return original(inputs, *args, **kwargs)
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        captured.append(args[0] if args else next(iter(kwargs.values())))
+        return original(*args, **kwargs)
 
     # Not by setattr, which nnx records: for nnx the layer stays what and where it is.
     object.__setattr__(owner, name, recording)

@@ -178,7 +178,19 @@ class Objective:
         return jnp.sum(jnp.asarray(self.weights).astype(float))
 
     def __call__(self, params: chex.ArrayTree) -> Any:
-        """The loss at ``params``, or ``(loss, aux)`` with ``has_aux``."""
+        """The loss at ``params``, penalty included.
+
+        Args:
+          params: pytree of parameters w.
+
+        Returns:
+          A scalar, or ``(loss, aux)`` with ``has_aux``.
+
+        Raises:
+          TypeError: if ``apply_fn``, ``loss`` or ``penalty`` returns something else than it should.
+          ValueError: if labels and logits do not fit, or with ``microbatch_size`` for a network that
+            mixes examples.
+        """
         if self.microbatch_size is not None and self.microbatch_size < self.batch_size:
             loss, aux = _microbatches.loss_and_aux(self, params)
         else:
@@ -190,7 +202,17 @@ class Objective:
         return (loss, aux) if self.has_aux else loss
 
     def penalty_of(self, params: chex.ArrayTree) -> jax.Array:
-        """The penalty R at ``params``; 0 without one."""
+        """The penalty R.
+
+        Args:
+          params: pytree of parameters w.
+
+        Returns:
+          A scalar; 0 without a penalty.
+
+        Raises:
+          TypeError: if ``penalty`` does not return a floating scalar.
+        """
         if self.penalty is None:
             return jnp.zeros([])
         value = call(
@@ -209,13 +231,35 @@ class Objective:
         return scale_cotangents(value, self.loss_scale, "multiply")  # type: ignore[no-any-return]
 
     def logits(self, params: chex.ArrayTree) -> chex.ArrayTree:
-        """The logits at ``params``, without auxiliary output."""
+        """The logits, without auxiliary output.
+
+        Args:
+          params: pytree of parameters w.
+
+        Returns:
+          What ``apply_fn`` returns for the whole batch, typically shape ``(B, classes)``.
+
+        Raises:
+          ValueError: if ``has_aux`` and what ``apply_fn`` returns do not agree, or with
+            ``microbatch_size`` for a network that mixes examples.
+        """
         if self.microbatch_size is not None and self.microbatch_size < self.batch_size:
+            _microbatches.refuse_mixed_examples(self, params)
             return _microbatches.logits(self, params)
         return self.logits_and_aux(params)[0]
 
     def logits_and_aux(self, params: chex.ArrayTree) -> tuple[chex.ArrayTree, Any]:
-        """The logits and the auxiliary output (None without ``has_aux``) of the batch at once."""
+        """The logits and the auxiliary output, of the batch at once.
+
+        Args:
+          params: pytree of parameters w.
+
+        Returns:
+          ``(logits, aux)``; ``aux`` is None without ``has_aux``.
+
+        Raises:
+          ValueError: if ``has_aux`` and what ``apply_fn`` returns do not agree.
+        """
         output = call(
             "apply_fn",
             self.apply_fn,
@@ -240,7 +284,19 @@ class Objective:
         return output
 
     def losses_from_logits(self, logits: chex.ArrayTree) -> jax.Array:
-        """The loss of every example, given the logits; shape ``(B, ...)``, without weights."""
+        """The loss of every example, without weights and penalty.
+
+        Args:
+          logits: as :meth:`logits` returns them.
+
+        Returns:
+          The losses, shape ``(B, ...)``: one for each example, or for each of its tokens.
+
+        Raises:
+          TypeError: if ``loss`` returns no floating array, or labels have a dtype it cannot take.
+          ValueError: if logits, labels and losses do not fit in shape, or a concrete label names no
+            class.
+        """
         check_labels(self.loss, logits, self.labels)
         if self.weights is None:  # a label without a class may have weight 0
             check_label_range(self.loss, logits, self.labels)
@@ -256,7 +312,18 @@ class Objective:
         return losses
 
     def loss_from_logits(self, logits: chex.ArrayTree) -> jax.Array:
-        """The mean loss, given the logits; without the penalty."""
+        """The mean loss, weighted by ``weights``, without the penalty.
+
+        Args:
+          logits: as :meth:`logits` returns them.
+
+        Returns:
+          A scalar; 0 where all weights are 0.
+
+        Raises:
+          TypeError: as :meth:`losses_from_logits`.
+          ValueError: likewise, and if the weights do not fit the losses.
+        """
         losses = self.losses_from_logits(logits)
         if self.weights is None:
             return jnp.mean(losses)
@@ -279,7 +346,17 @@ class Objective:
         return jnp.broadcast_to(weights, losses.shape)
 
     def logit_gradient(self, logits: chex.ArrayTree) -> chex.ArrayTree:
-        r"""The logit term :math:`\partial L/\partial f`: (softmax − one-hot)/B for cross-entropy."""
+        r"""The logit term :math:`\partial L/\partial f`: (softmax − one-hot)/B for cross-entropy.
+
+        Args:
+          logits: as :meth:`logits` returns them.
+
+        Returns:
+          A pytree like the logits.
+
+        Raises:
+          TypeError: if the logits are not floating.
+        """
         if not all(is_array_of(leaf, jnp.floating) for leaf in jax.tree.leaves(logits)):
             raise TypeError(
                 "the derivative of the loss in the logits needs floating logits, got "
@@ -287,13 +364,22 @@ class Objective:
             )
         return jax.grad(self.loss_from_logits)(logits)
 
-    def with_logit_term_at(self, logits: chex.ArrayTree) -> "Objective":
+    def with_logit_term_at(self, logits: chex.ArrayTree) -> Self:
         r"""The objective with the value of this one, whose logit term stays that of ``logits``.
 
         Its gradient at w is :math:`\sum_i J(w, x_i)^\top c_i` with
         :math:`c = \partial L/\partial f` at the given logits, whatever the logits at w are. It is the
         gradient of the loss :math:`\langle f(w, x_i), c_i \rangle`, so that microbatches, groups and
         sharding come from the objective, and no vector-Jacobian product is written by hand.
+
+        Args:
+          logits: at which the logit term is taken, as :meth:`logits` returns them.
+
+        Returns:
+          An objective of the same examples.
+
+        Raises:
+          TypeError: if the logits are not floating.
         """
         dtype = _tree.accumulation_dtype(logits)
         wide = jax.tree.map(lambda z: z.astype(dtype) if _tree.is_floating(z) else z, logits)
@@ -309,7 +395,17 @@ class Objective:
         )
 
     def replace(self, **changes: Any) -> Self:
-        """The same objective with other arguments, named as in the constructor."""
+        """The same objective with other arguments.
+
+        Args:
+          **changes: named as in the constructor.
+
+        Returns:
+          The new objective.
+
+        Raises:
+          TypeError: for a name that the constructor does not have.
+        """
         arguments = {
             "apply_fn": self.apply_fn,
             "inputs": self.inputs,
@@ -331,13 +427,30 @@ class Objective:
         return type(self)(**(arguments | changes))
 
     def with_labels(self, labels: chex.ArrayTree) -> Self:
-        """The same examples with other labels."""
+        """The same examples with other labels.
+
+        Args:
+          labels: as in the constructor.
+
+        Returns:
+          The new objective.
+        """
         return self.replace(labels=labels)
 
     def with_examples(
         self, examples: tuple[chex.ArrayTree, chex.ArrayTree, jax.Array | None]
     ) -> Self:
-        """The same loss of other ``(inputs, labels, weights)``; microbatches no larger than now."""
+        """The same loss of other examples, in microbatches no larger than now.
+
+        Args:
+          examples: ``(inputs, labels, weights)``; the weights may be None.
+
+        Returns:
+          The new objective.
+
+        Raises:
+          TypeError: if ``examples`` is no tuple of three.
+        """
         if not isinstance(examples, tuple) or len(examples) != 3:
             raise TypeError(
                 f"examples must be (inputs, labels, weights), got {kinds(examples)}. Without "
@@ -354,10 +467,18 @@ class Objective:
 
         Args:
           indices: a slice, or an integer array of example indices, shape ``(m,)``.
+
+        Returns:
+          The objective of these examples.
+
+        Raises:
+          TypeError: if ``indices`` is neither.
+          ValueError: if a concrete index lies outside of the batch.
         """
         _check_indices(indices, self.batch_size)
         # As JAX arrays: NumPy cannot be indexed by indices that are being traced.
-        chosen = jax.tree.map(lambda leaf: jnp.asarray(leaf)[indices], self.examples)
+        examples = _batches.gathered(jax.tree.map(jnp.asarray, self.examples))
+        chosen = jax.tree.map(lambda leaf: leaf[indices], examples)
         return self.with_examples(chosen)
 
     def groups(self, size: int) -> Self:
@@ -369,6 +490,9 @@ class Objective:
 
         Args:
           size: number of examples in a group; must divide the batch size.
+
+        Returns:
+          An objective whose examples have one more axis in front.
 
         Raises:
           ValueError: if ``size`` does not divide the batch size.
@@ -499,8 +623,8 @@ def _check_indices(indices: Any, batch_size: int) -> None:
         and not (-batch_size <= values.min() and values.max() < batch_size)
     ):
         raise ValueError(
-            f"indices must lie in [0, {batch_size}), the examples of the batch, got values from "
-            f"{values.min()} to {values.max()}."
+            f"indices must lie in [-{batch_size}, {batch_size}), the examples of the batch, got values "
+            f"from {values.min()} to {values.max()}."
         )
 
 

@@ -55,7 +55,7 @@ def curves(
       The axes.
 
     Raises:
-      ValueError: if the series are none or too many, or their lengths differ.
+      ValueError: if there is no series, or there are too many, or their lengths differ.
       TypeError: if ``series`` is no mapping.
 
     Example:
@@ -114,7 +114,8 @@ def data_map(
       The axes.
 
     Raises:
-      TypeError: if ``dynamics`` are none.
+      TypeError: if ``dynamics`` are no :class:`optax_sam.diagnostics.TrainingDynamics`, or ``wrong`` no
+        bools.
       ValueError: if ``wrong`` does not have one value per example.
 
     Example:
@@ -135,7 +136,12 @@ def data_map(
     x, y = np.asarray(dynamics.variability), np.asarray(dynamics.confidence)
     kinds = {"": np.ones(x.shape, bool)}
     if wrong is not None:
-        wrong = np.asarray(wrong, bool)
+        wrong = np.asarray(wrong)
+        if wrong.dtype != bool:
+            raise TypeError(
+                f"wrong must be bools, got dtype {wrong.dtype}. Pass labels != true_labels, or "
+                "wrong.astype(bool)."
+            )
         if wrong.shape != x.shape:
             raise ValueError(f"wrong must have shape {x.shape}, got {wrong.shape}.")
         kinds = {"right labels": ~wrong, "wrong labels": wrong}
@@ -165,7 +171,7 @@ def density(spectrum: Spectrum, *, width: float = 0.01, axes: Axes | None = None
       The axes.
 
     Raises:
-      TypeError: if ``spectrum`` is none.
+      TypeError: if ``spectrum`` is no :class:`optax_sam.diagnostics.Spectrum`.
       ValueError: if ``width`` is not above 0.
 
     Example:

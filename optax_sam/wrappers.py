@@ -14,12 +14,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import _axes, _norms, _tree
+from optax_sam import _axes, _batches, _norms, _tree
 from optax_sam._checks import call, check_state, kinds, shape_of
 from optax_sam._gradients import as_gradients
 from optax_sam._hyperparameters import Hyperparameter, ScheduleState, check_integer, check_number
 from optax_sam._loss_checks import evaluating_the_loss
-from optax_sam._stages import AlongPreviousState, SometimesState, as_method, as_stage
+from optax_sam._stages import (
+    AlongPreviousState,
+    SometimesState,
+    as_method,
+    as_stage,
+    check_ends_with_method,
+)
 from optax_sam.combinations.decoupling import DecouplingState
 from optax_sam.convolutions import inside_control_flow
 from optax_sam.evaluations import value_and_gradients
@@ -75,6 +81,7 @@ def in_steps(
             )
         arguments = {"loss_fn": loss_fn} | extra_args
         climbed, new_state = stage.update(updates, state, params, **arguments)
+        climbed = _tree.as_gradients(climbed, updates)  # integers, too, have n-th parts
         share = jnp.asarray(1 / steps, _tree.accumulation_dtype(climbed))
         epsilon = _tree.scale(climbed, share) if steps > 1 else climbed
         for _ in range(steps - 1):
@@ -84,6 +91,7 @@ def in_steps(
                 _, gradients = value_and_gradients(moved, params)
             arguments |= {"loss_fn": moved, "logits": None}
             climbed, _ = stage.update(gradients, state, params, **arguments)
+            climbed = _tree.as_gradients(climbed, gradients)
             epsilon = _tree.linear(jnp.ones_like(share), epsilon, share, climbed)
         return epsilon, new_state
 
@@ -156,7 +164,7 @@ def on_first(
         part = objective.subset(slice(0, count))
         with evaluating_the_loss("on_first", params):
             _, gradients = value_and_gradients(part, params)
-        first = jax.tree.map(lambda leaf: leaf[:count], logits)
+        first = jax.tree.map(lambda leaf: leaf[:count], _batches.gathered(logits))
         epsilon, inner_state = stage.update(
             gradients, state.perturbation, params, loss_fn=part, logits=first, **extra_args
         )
@@ -194,7 +202,8 @@ def along_previous(
       A method; its ``update`` takes what the inner one takes.
 
     Raises:
-      TypeError: if ``method`` is no gradient transformation.
+      TypeError: if ``method`` is no gradient transformation; from ``init``, if no method stands at its
+        end.
 
     Example:
       >>> import optax, optax_sam
@@ -208,7 +217,9 @@ def along_previous(
     inner = as_method(method)
 
     def init(params: optax.Params) -> AlongPreviousState:
-        return AlongPreviousState(_tree.zeros_like(params), inner.init(params))
+        state = inner.init(params)
+        check_ends_with_method("along_previous", state)
+        return AlongPreviousState(_tree.zeros_like(params), state)
 
     def update(
         updates: optax.Updates,
@@ -217,11 +228,16 @@ def along_previous(
         **extra_args: Any,
     ) -> tuple[optax.Updates, AlongPreviousState]:
         check_state(state, AlongPreviousState, "along_previous (Momentum-SAM)")
-        arguments = {"clean_grads": updates} | extra_args
+        arguments = {"clean_grads": updates} | without_none(extra_args, "clean_grads")
         direction, method_state = inner.update(state.direction, state.method, params, **arguments)
         return direction, AlongPreviousState(direction, method_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def without_none(extra_args: dict[str, Any], name: str) -> dict[str, Any]:
+    """The arguments without one that is None, which says as little as leaving it out."""
+    return {key: value for key, value in extra_args.items() if key != name or value is not None}
 
 
 class When(Protocol):
@@ -257,19 +273,24 @@ class _GradientNormIsLarge:
         self.decay = decay
 
     def init(self, params: optax.Params) -> GradientNormState:
-        zero = jnp.zeros([], _tree.accumulation_dtype(params))
-        return GradientNormState(zero, zero, self.deviations.init())
+        dtype = _tree.accumulation_dtype(params)  # two arrays: a state may be donated
+        return GradientNormState(jnp.zeros([], dtype), jnp.zeros([], dtype), self.deviations.init())
 
     def update(
         self, gradients: optax.Updates, state: GradientNormState, params: optax.Params
     ) -> tuple[jax.Array, GradientNormState]:
         del params
         squared = jnp.square(_norms.norm(gradients)).astype(state.mean.dtype)
-        mean = self.decay * state.mean + (1 - self.decay) * squared
-        variance = self.decay * state.variance + (1 - self.decay) * jnp.square(squared - mean)
+        decay = jnp.asarray(self.decay, state.mean.dtype)
+        mean = decay * state.mean + (1 - decay) * squared
+        variance = decay * state.variance + (1 - decay) * jnp.square(squared - mean)
         deviations, deviations_state = self.deviations.read(state.deviations, mean.dtype)
         is_large = squared >= mean + deviations * jnp.sqrt(variance)
-        return is_large, GradientNormState(mean, variance, deviations_state)
+        # One gradient that overflowed would make the averages infinite, and every later answer a no.
+        is_finite = jnp.isfinite(variance)
+        mean = jnp.where(is_finite, mean, state.mean)
+        variance = jnp.where(is_finite, variance, state.variance)
+        return is_large | ~is_finite, GradientNormState(mean, variance, deviations_state)
 
 
 def gradient_norm_is_large(deviations: optax.ScalarOrSchedule = 0.0, decay: float = 0.9) -> When:
@@ -280,7 +301,8 @@ def gradient_norm_is_large(deviations: optax.ScalarOrSchedule = 0.0, decay: floa
        \mu \leftarrow \delta \mu + (1 - \delta) \lVert g \rVert^2, \qquad
        \sigma^2 \leftarrow \delta \sigma^2 + (1 - \delta) (\lVert g \rVert^2 - \mu)^2
 
-    Mean and deviation include the current gradient.
+    Mean and deviation include the current gradient. After a gradient that is not finite they stay as
+    they were, and the step has a second gradient.
 
     Args:
       deviations: c; a number or a schedule of the step. The authors lower it linearly from 1 to −1, so
@@ -347,7 +369,7 @@ def sometimes(
       method: a sharpness-aware method.
       every_k: every k-th step, counted from ``start_step``; None is every step.
       start_step: the first step of the method (late SAM); None is step 0.
-      stop_step: the first step that is none again; None never stops.
+      stop_step: the first step without a second gradient again; None never stops.
       when: a condition that depends on the data: :func:`gradient_norm_is_large`, an object with
         ``init`` and ``update`` (see :class:`When`), or a function ``(gradients, params) -> bool``.
       otherwise: what the direction is in between, e.g. :func:`optax_sam.reuse_orthogonal`. A
@@ -361,8 +383,8 @@ def sometimes(
 
     Raises:
       ValueError: if a number is out of range, or no condition is given.
-      TypeError: if ``method`` or ``otherwise`` is no gradient transformation; from ``update``, if
-        ``when`` does not return one bool.
+      TypeError: if ``method`` or ``otherwise`` is no gradient transformation; from ``init``, if no
+        method stands at the end of ``method``; from ``update``, if ``when`` does not return one bool.
 
     Example:
       >>> import optax, optax_sam
@@ -386,6 +408,7 @@ def sometimes(
     def init(params: optax.Params) -> SometimesState:
         count = ScheduleState(jnp.zeros([], jnp.int32)) if counted else optax.EmptyState()
         method_state = inner.init(params)
+        check_ends_with_method("sometimes", method_state)
         _refuse_decoupling(method_state)
         return SometimesState(
             step=count,
@@ -418,6 +441,7 @@ def sometimes(
                 "update(grads, state, params, loss_fn=loss_fn)."
             )
         updates = as_gradients("updates", updates, params)
+        extra_args = without_none(extra_args, "clean_grads")
         share = device_share(extra_args.get("loss_fn"), axis_name)
         due, step = is_due(state.step)
         when_state = state.when
@@ -439,12 +463,13 @@ def sometimes(
         def ascent_step() -> Any:
             direction, method_state = inner.update(updates, state.method, params, **extra_args)
             direction, otherwise_state = reuse(direction, True)
-            return direction, method_state, otherwise_state
+            return _axes.to_varying_like((direction, method_state, otherwise_state), params)
 
         def step_between() -> Any:
             clean = extra_args.get("clean_grads", updates)
             direction, otherwise_state = reuse(_axes.mean(clean, axis_name, share), False)
-            return direction, state.method, otherwise_state
+            # Where each device has parameters of its own, the other branch's state differs too.
+            return _axes.to_varying_like((direction, state.method, otherwise_state), params)
 
         direction, method_state, otherwise_state = jax.lax.cond(
             due, inside_control_flow(ascent_step), step_between

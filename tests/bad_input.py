@@ -555,7 +555,7 @@ ROWS["wsam"] += [
 ROWS["functional_sam"] = [
     *number("rho", -1, "[0, inf)", optax_sam.functional_sam),
     Row("preconditioner is a word", lambda: optax_sam.functional_sam(preconditioner="adam"),
-        TypeError, "preconditioner", "'adam'", "an optax.GradientTransformation"),
+        TypeError, "preconditioner", "'adam'", "preconditioner=optax.scale_by_rms(0.999)"),
     Row("a plain loss", lambda: update(optax_sam.functional_sam()), TypeError, "loss_fn",
         "function loss_fn", "optax_sam.Objective(apply_fn, inputs, labels)"),
 ]  # fmt: skip
@@ -602,10 +602,10 @@ ROWS["sharpness_aware"] = [
     Row("perturbation is a method", lambda: SA(optax_sam.sam()).init(PARAMS), TypeError,
         "perturbation", "whole method", "perturbation=optax_sam.normalized(rho)"),
     Row("perturbation is a wrapper of methods",
-        lambda: SA(optax_sam.sometimes(optax_sam.normalized(0.1), every_k=2)).init(PARAMS),
+        lambda: SA(optax_sam.sometimes(optax_sam.sam(0.1), every_k=2)).init(PARAMS),
         TypeError, "perturbation", "whole method", "perturbation=optax_sam.normalized(rho)"),
     Row("perturbation looks along the previous one",
-        lambda: SA(optax_sam.along_previous(optax_sam.normalized(0.1))).init(PARAMS), TypeError,
+        lambda: SA(optax_sam.along_previous(optax_sam.sam(0.1))).init(PARAMS), TypeError,
         "perturbation", "whole method", "perturbation=optax_sam.normalized(rho)"),
     Row("perturbation returns None", lambda: update(SA(stage_of(lambda u, s: (None, s)))),
         ValueError, "perturbation", "PyTreeDef(None)", "one perturbation for every gradient"),
@@ -708,7 +708,7 @@ INDEX_MISTAKES = (
     ("floats", VECTOR, TypeError, "float32[3]", "jnp.asarray([...])"),
     ("a list", [0, 1], TypeError, "[0, 1]", "jnp.asarray([...])"),
     ("one number", 2, TypeError, "2", "jnp.asarray([...])"),
-    ("out of the batch", np.array([7]), ValueError, "7 to 7", "[0, 6)"),
+    ("out of the batch", np.array([7]), ValueError, "7 to 7", "[-6, 6)"),
 )
 ROWS["Objective"] = [
     *[
@@ -1532,6 +1532,8 @@ DYNAMICS = diagnostics.training_dynamics(RECORDING)
 ROWS["plots.data_map"] = [
     Row("the recording", lambda: plots.data_map(RECORDING), TypeError, "dynamics", "Recording",
         "training_dynamics(recording)"),
+    Row("indices of wrong labels", lambda: plots.data_map(DYNAMICS, [0, 1]), TypeError,
+        "wrong", "int", "astype(bool)"),
     Row("wrong of other examples", lambda: plots.data_map(DYNAMICS, CHANGED[:3]), ValueError,
         "wrong", "(3,)", "(6,)"),
 ]  # fmt: skip

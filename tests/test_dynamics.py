@@ -88,6 +88,12 @@ class TestRecording:
             )
         assert_expected(recording)
 
+    def test_the_labels_are_copied(self):
+        """The recording may be donated, and the labels are the caller's."""
+        labels = jnp.array([0, 1, 1], jnp.int32)
+        jax.jit(lambda recording: recording, donate_argnums=0)(start_recording(labels))
+        assert not labels.is_deleted()
+
     def test_one_compilation_for_all_chunks_and_epochs(self):
         shapes = []
 
@@ -140,11 +146,13 @@ class TestRecording:
         assert recorded == without
         assert without.most > 0
 
-    def test_a_batch_that_is_spread_over_devices(self):
-        mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+    def test_a_batch_that_is_spread_over_devices(self, kind):
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
         sharding = NamedSharding(mesh, PartitionSpec("data"))
         batch = jax.device_put((LOGITS[0, :4], np.arange(4)), sharding)
-        spread = jax.jit(record_batch)(start_recording(LABELS), *batch)
+        with jax.set_mesh(mesh):
+            spread = jax.jit(record_batch)(start_recording(LABELS), *batch)
         alone = record_batch(start_recording(LABELS), LOGITS[0, :4], np.arange(4))
         jax.tree.map(np.testing.assert_array_equal, spread, alone)
 

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -101,8 +102,11 @@ def test_result_does_not_depend_on_the_microbatch(name, size):
         (optax_sam.jsam(RHO, group_size=1), {}),
         (optax_sam.friendly_sam(RHO, group_size=2), {}),
         (optax_sam.saner(RHO), {"microbatch_size": 2}),
+        (optax_sam.ncsam(RHO, kappa=0.1, flip_ratio=0.3), {}),
+        (optax_sam.ncsam(RHO, kappa=0.1, flip_ratio=0.3, by_weights=True), {}),
+        (optax_sam.jsam(RHO, ascent_fraction=0.4), {}),
     ],
-    ids=["jsam", "friendly_sam", "microbatches"],
+    ids=["jsam", "friendly_sam", "microbatches", "ncsam", "ncsam by weights", "ascent_fraction"],
 )
 @pytest.mark.filterwarnings(r"ignore:group_size=2 differentiates")
 def test_explicit_sharding_gives_the_same(tx, options):
@@ -114,6 +118,27 @@ def test_explicit_sharding_gives_the_same(tx, options):
     sharded = jax.device_put((inputs, labels), NamedSharding(mesh, P("data")))
     with jax.set_mesh(mesh):
         assert_close(step(*sharded), expected)
+
+
+@pytest.mark.filterwarnings(r"ignore:group_size=2 differentiates")
+def test_a_radius_does_not_drift():
+    """It is the same for all groups; a mean by their rounded shares would be another number."""
+    inputs, labels = examples(batch_size=6)
+    radius = optax.inject_hyperparams(optax_sam.normalized)(rho=0.1)
+    tx = optax_sam.sharpness_aware(radius, group_size=2)
+    objective = Objective(
+        apply_mlp,
+        inputs,
+        labels,
+        weights=jax.random.uniform(jax.random.key(0), (6,)),
+        penalty=lambda params: 1e-3 * optax.tree.norm(params, squared=True),
+    )
+    params = mlp_parameters()
+    step = jax.jit(lambda state: tx.update(params, state, params, loss_fn=objective)[1])
+    state = tx.init(params)
+    for _ in range(20):
+        state = step(state)
+        assert state.perturbation.hyperparams["rho"] == jnp.float32(0.1)
 
 
 @pytest.mark.filterwarnings(r"ignore:group_size=4 differentiates")

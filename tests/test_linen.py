@@ -63,6 +63,14 @@ def test_every_argument_arrives():
     assert seen == [{"loss_fn": objective, "logits": logits, "value": 2.0, "key": 3}]
 
 
+def test_nothing_arrives_that_was_not_given():
+    """Line searches refuse keywords that they do not know, also those with the value None."""
+    seen = []
+    state = make_state(recorder(seen))
+    state.apply_gradients(grads=state.params)
+    assert seen == [{}]
+
+
 def test_logits_spare_jsam_a_forward_pass():
     """If they are the wrong ones, the result is wrong: they are used."""
     state = make_state(optax_sam.jsam(0.1))
@@ -149,7 +157,7 @@ def test_capture_gives_the_first_argument_of_the_layer():
     class Network(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return Scaled(name="head")(jnp.tanh(nn.Dense(4)(x)), 2.0)
+            return Scaled(name="head")(x=jnp.tanh(nn.Dense(4)(x)), scale=2.0)
 
     model = Network()
     variables = model.init(jax.random.key(0), INPUTS)

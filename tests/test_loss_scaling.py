@@ -140,6 +140,12 @@ def test_the_other_parts_of_an_objective(name, options):
     assert_follows(actual, direction(tx, wide_objective(**options)))
 
 
+def test_a_scale_that_is_no_power_of_two(x64):
+    """Its reciprocal in float32 is wrong in the eighth digit."""
+    grads = jax.grad(loss_scaled(lambda w: jnp.sum(w**3), 1000.0))(jnp.array([0.1, 0.7]))
+    np.testing.assert_allclose(grads, [0.03, 1.47], rtol=1e-15)
+
+
 def test_a_scale_of_one_changes_nothing():
     for objective in (wide_objective(), as_function(wide_objective())):
         params = mlp_parameters()

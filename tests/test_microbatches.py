@@ -177,7 +177,11 @@ class TestMixedExamples:
         hidden = inputs @ params["first"]
         return (hidden - hidden.mean(0)) @ params["second"]
 
-    @pytest.mark.parametrize("call", [lambda o, p: o(p), lambda o, p: jax.grad(o)(p)])
+    @pytest.mark.parametrize(
+        "call",
+        [lambda o, p: o(p), lambda o, p: jax.grad(o)(p), lambda o, p: o.logits(p)],
+        ids=["loss", "gradient", "logits"],
+    )
     def test_audit_1_7_batchnorm_with_microbatches(self, call):
         """It was 23 % off, without a word, while ``group_size=1`` refused the same network."""
         objective = Objective(self.normalize, *examples(), microbatch_size=2)

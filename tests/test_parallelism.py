@@ -257,6 +257,74 @@ def test_audit_1_1_each_device_may_go_its_own_way(run):
     assert_close(RUNNERS[run](on_shard), on_each_shard()["sam"][0])
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        functools.partial(optax_sam.sam, every_k=2),
+        functools.partial(optax_sam.vasso, group_size=1),
+    ],
+    ids=["every_k", "groups in a loop"],
+)
+@pytest.mark.filterwarnings("ignore:group_size=1 differentiates")
+def test_an_ensemble_of_one_network_per_device(method):
+    """Parameters of its own on every device: with checks, loops and branches must be told."""
+    inputs, labels = examples(batch_size=32)  # more groups than side by side
+    tx = method(RHO, axis_name=())
+    sizes = jnp.arange(1.0, 1 + DEVICES)
+
+    def one(size, objective):
+        params = jax.tree.map(lambda leaf: size * leaf, mlp_parameters())
+        grads = jax.grad(objective)(params)
+        return tx.update(grads, tx.init(params), params, loss_fn=objective)[0]
+
+    def of_batch(sizes, inputs, labels):
+        direction = one(sizes[0], Objective(apply_mlp, inputs, labels))
+        return jax.tree.map(lambda leaf: leaf[None], direction)
+
+    mapped = jax.shard_map(
+        of_batch, mesh=mesh(), in_specs=(P("data"), P(), P()), out_specs=P("data")
+    )
+    ours = jax.jit(mapped)(sizes, inputs, labels)
+    expected = jax.jit(one)(sizes[2], Objective(apply_mlp, inputs, labels))
+    assert_close(jax.tree.map(lambda leaf: leaf[2], ours), expected)
+
+
+def test_ncsam_after_a_warm_up_by_sam():
+    """The branch without a compensation does not see the examples of the device."""
+    options = {"kappa": 0.1, "flip_ratio": 0.5, "total_steps": 10}
+    waits = optax_sam.ncsam(RHO, **options, warmup_steps=3, warmup="sam", axis_name="data")
+
+    def on_shard(inputs, labels):
+        return update_on(waits, inputs, labels, gradients="averaged", axis_name="data")[0]
+
+    expected, _ = update_on(optax_sam.sam(RHO), *batch())
+    assert_close(under_shard_map(on_shard), expected)
+
+
+@pytest.mark.parametrize("share", [1.0, 3.0])
+def test_a_scalar_parameters_average_counts_by_weight(share):
+    """A temperature has an average too, which is no constant of the stage."""
+    weights = jnp.ones(BATCH).at[: BATCH // DEVICES].set(share)
+    tx = optax_sam.vasso(RHO, axis_name="data")
+    whole = optax_sam.vasso(RHO)
+    params = {"scale": jnp.float32(1.5), "w": mlp_parameters()["first"][:, :3]}
+
+    def apply(params, inputs):
+        return params["scale"] * jnp.tanh(inputs @ params["w"])
+
+    def state_of(tx, objective, axis_name=None):
+        grads = jax.grad(objective)(_axes.to_varying(params, axis_name))
+        return tx.update(grads, tx.init(params), params, loss_fn=objective)[1].perturbation
+
+    def on_shard(inputs, labels, weights):
+        return state_of(tx, Objective(apply, inputs, labels, weights=weights), "data")
+
+    inputs, labels = batch()
+    expected = state_of(whole, Objective(apply, inputs, labels, weights=weights))
+    mapped = jax.shard_map(on_shard, mesh=mesh(), in_specs=P("data"), out_specs=P())
+    assert_close(jax.jit(mapped)(inputs, labels, weights), expected)
+
+
 def test_audit_1_1_jit_and_vmap_need_no_axis_name():
     """``vmap`` maps over seeds or folds; sharded arrays under ``jit`` are one global batch."""
     tx = optax_sam.sam(RHO)

@@ -260,6 +260,18 @@ class TestSlices:
         line = loss_line(lambda p: (loss(p), {"aux": 0}), PARAMS, tree_of(first), a)
         np.testing.assert_allclose(line, expected[:, 0], rtol=1e-4, atol=1e-4)
 
+    def test_integers_are_numbers_along_a_line(self):
+        def loss(w):
+            return w @ w
+
+        w, d = jnp.ones(2), jnp.array([1, 0])
+        np.testing.assert_allclose(loss_line(loss, w, d, jnp.arange(3.0)), [2, 5, 10])
+        plane = loss_plane(loss, w, d, jnp.array([0, 1]), jnp.arange(2.0), jnp.arange(2.0))
+        np.testing.assert_allclose(plane, [[2, 5], [5, 8]])
+        kernel = jnp.array([[3.0, 0.0], [4.0, 1.0]])
+        direction = filter_normalized(jnp.array([[1, 1], [0, 0]]), kernel)
+        np.testing.assert_allclose(direction, [[5, 1], [0, 0]])
+
     def test_inside_of_a_jitted_function(self):
         scale = jax.jit(
             lambda s: loss_line(lambda w: s * w[0], jnp.ones(1), jnp.ones(1), [0.0, 1.0])

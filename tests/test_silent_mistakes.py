@@ -286,6 +286,8 @@ class TestAudit1_14Methods:
 
     def test_audit_1_14_other_arguments_pass(self):
         direction(optax_sam.sam(RHO), value=1.0, value_fn=objective(), grad=None, batch=3)
+        names = ("aux_logits", "ema_logits", "clean_params", "loss_scale")
+        direction(optax_sam.sam(RHO), **dict.fromkeys(names, 1.0))
 
     @pytest.mark.parametrize(
         ("make", "message"),

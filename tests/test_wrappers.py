@@ -209,6 +209,33 @@ class TestAlongPrevious:
         with pytest.raises(TypeError, match=r"method must be a sharpness-aware method.*got 3"):
             optax_sam.along_previous(3)
 
+    def test_clean_grads_of_none_are_none(self):
+        tx = optax_sam.msam(RHO, combination=optax_sam.down_weight(0.5))
+        _, state = update(tx)
+        chex.assert_trees_all_equal(update(tx, state, clean_grads=None), update(tx, state))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [functools.partial(optax_sam.sometimes, every_k=2), optax_sam.along_previous],
+    ids=["sometimes", "along_previous"],
+)
+class TestWrappersAreAroundMethods:
+    def test_an_optimizer_behind_the_method_is_refused(self, wrap):
+        """On the steps in between the clean gradient would be added to the parameters as it is."""
+        inside = optax.chain(optax_sam.sam(RHO), optax.sgd(0.1))
+        named = optax.named_chain(("sam", optax_sam.sam(RHO)), ("sgd", optax.sgd(0.1)))
+        for tx in (inside, named):
+            with pytest.raises(TypeError, match=r"optimizer behind the method.*optax\.chain\("):
+                wrap(tx).init(START)
+        with pytest.raises(TypeError, match=r"what it was given is none\. Pass e\.g\."):
+            wrap(optax.sgd(0.1)).init(START)
+
+    def test_what_stands_in_front_of_a_method_may_stay(self, wrap):
+        tx = wrap(optax.chain(optax.clip_by_global_norm(1e9), optax_sam.sam(RHO)))
+        expected, _ = update(wrap(optax_sam.sam(RHO)))
+        assert_close(update(tx)[0], expected)
+
 
 class TestCleanGrads:
     """``update(other, ..., clean_grads=g)``: climb along one direction, combine with another."""
@@ -267,6 +294,11 @@ class TestSometimes:
             direction, _ = update(tx, w=w)
             holds = float(jnp.linalg.norm(slope(w))) > float(w[0])
             assert holds != np.allclose(direction, slope(w))
+
+    def test_clean_grads_of_none_are_none(self):
+        tx = optax_sam.sam(RHO, every_k=2)
+        for state in (tx.init(START), update(tx)[1]):
+            chex.assert_trees_all_equal(update(tx, state, clean_grads=None), update(tx, state))
 
     def test_all_conditions_must_hold(self):
         class EveryThird:
@@ -432,6 +464,23 @@ class TestGradientNormIsLarge:
         _, state = jax.jit(functools.partial(update, tx))()
         assert isinstance(state.when, optax_sam.GradientNormState)
         np.testing.assert_allclose(state.when.mean, 0.1 * jnp.sum(slope(START) ** 2), rtol=1e-5)
+
+    def test_a_gradient_that_overflowed_is_forgotten(self):
+        when = optax_sam.gradient_norm_is_large()
+        state = when.init(START)
+        for size in (1.0, 2.0):
+            _, state = when.update(size * START, state, START)
+        for bad in (np.nan, np.inf, 1e20):
+            holds, after = when.update(bad * START, state, START)
+            assert bool(holds)
+            chex.assert_trees_all_equal(after, state)
+
+    def test_the_state_may_be_donated_and_keeps_its_dtype(self, x64):
+        when = optax_sam.gradient_norm_is_large(decay=np.float64(0.9))
+        params = jnp.ones(3, jnp.float32)
+        state = when.init(params)
+        donating = jax.jit(lambda state: when.update(params, state, params)[1], donate_argnums=0)
+        assert donating(state).mean.dtype == jnp.float32
 
     def test_arguments(self):
         with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\), got 1"):

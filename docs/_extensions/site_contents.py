@@ -5,7 +5,6 @@ None of it is written into the pages, where GitHub would show it as code.
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 import api_pages
@@ -57,8 +56,9 @@ def copy_notebooks(app: Sphinx) -> None:
             old.unlink()
     for name in NOTEBOOKS:
         source, copy = ROOT / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb"
-        if not copy.exists() or copy.read_bytes() != source.read_bytes():
-            shutil.copyfile(source, copy)
+        text = site_links(source.read_text(encoding="utf-8"), source, copy)
+        if not copy.exists() or copy.read_text(encoding="utf-8") != text:
+            copy.write_text(text, encoding="utf-8")
 
 
 def site_links(text: str, source: Path, page: Path) -> str:

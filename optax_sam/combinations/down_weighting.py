@@ -107,7 +107,7 @@ def down_weight(
         alpha, alpha_state = strength.read(state.alpha, dtype)
 
         def set_b(perturbed: jax.Array, clean: jax.Array, is_included: bool) -> jax.Array:
-            if not is_included:
+            if not is_included or not _tree.is_floating(perturbed):
                 return jnp.zeros(jnp.shape(perturbed), bool)
             return coordinate_sets(clean, perturbed, ratio_epsilon).b
 
@@ -130,7 +130,8 @@ def down_weight(
 def linear_warmup_alpha(alpha: float, warmup_epochs: int, steps_per_epoch: int) -> optax.Schedule:
     r"""The authors' schedule for α: up in equal steps, one per epoch.
 
-    :math:`\alpha_e = \alpha \, e / k` in epoch :math:`e = 1, 2, \dots < k`, then α.
+    :math:`\alpha_e = \alpha \, e / k` in epoch :math:`e = 1, 2, \dots < k`, then α. It counts the steps
+    with a second gradient: with ``every_k=2`` pass half of the steps of an epoch.
 
     Args:
       alpha: the final strength, 0 ≤ α ≤ 1.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _norms, _tree
-from optax_sam._checks import check_leaves, check_like
+from optax_sam._checks import check_leaves, check_like, kinds
 from optax_sam._hyperparameters import check_number
 from optax_sam._stages import as_stage
 from optax_sam.diagnostics._compiled import compiled_for_loss
@@ -47,6 +47,7 @@ def angle(first: chex.ArrayTree, second: chex.ArrayTree) -> jax.Array:
 
     Raises:
       ValueError: if the trees are not alike.
+      TypeError: if one of them has no floating leaves.
 
     Example:
       >>> import jax.numpy as jnp
@@ -59,6 +60,11 @@ def angle(first: chex.ArrayTree, second: chex.ArrayTree) -> jax.Array:
     """
     check_like("second", second, first, of="first", remedy="Both are vectors in parameter space.")
     first, second = _tree.as_arrays(first), _tree.as_arrays(second)
+    for name, tree in (("first", first), ("second", second)):
+        if not _tree.floating_leaves(tree):
+            raise TypeError(
+                f"{name} must have floating leaves, got {kinds(tree)}. Cast them first."
+            )
     a, b = _norms.norm(first), _norms.norm(second)
     left = _tree.scale(first, _tree.divide_or_zero(jnp.ones([], a.dtype), a))
     right = _tree.scale(second, _tree.divide_or_zero(jnp.ones([], b.dtype), b))
@@ -95,7 +101,7 @@ def compensation_geometry(
 
     Raises:
       ValueError: if ``rho`` is negative.
-      TypeError: if ``objective`` is none, or ``compensation`` is another stage.
+      TypeError: if ``objective`` is not an ``Objective``, or ``compensation`` is another stage.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from optax_sam import _tree
+from optax_sam import _batches, _tree
 from optax_sam._checks import call, check_callable, is_array_of, kinds, known_values, show
 from optax_sam._hyperparameters import check_integer
 from optax_sam.objectives import is_pytree
 
 
 class Recording(NamedTuple):
-    """What is kept of every example: 37 bytes, however many classes and epochs there are.
+    """What is kept of every example: 37 bytes (53 where JAX computes in float64), however
+    many classes and epochs there are.
 
     Attributes:
       labels: int32, shape ``(n,)``, the labels that are trained on.
@@ -96,7 +97,7 @@ def start_recording(labels: ArrayLike) -> Recording:
         raise ValueError(
             f"labels must be at least 0, got {lowest}. Leave examples without a label out."
         )
-    labels = labels.astype(jnp.int32)
+    labels = jnp.array(labels, jnp.int32)  # a copy: the recording may be donated
 
     def zeros(dtype: Any) -> jax.Array:
         return jnp.zeros(labels.shape, dtype)
@@ -135,7 +136,8 @@ def record_batch(recording: Recording, logits: ArrayLike, indices: ArrayLike) ->
 
     Raises:
       ValueError: if a shape does not fit, or a concrete index occurs twice or is outside of the data.
-      TypeError: if ``recording`` is none, the logits are not real or the indices not integers.
+      TypeError: if ``recording`` is no :class:`Recording`, the logits are not real or the indices not
+        integers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -240,7 +242,7 @@ def training_dynamics(recording: Recording) -> TrainingDynamics:
       :class:`TrainingDynamics`.
 
     Raises:
-      TypeError: if ``recording`` is none.
+      TypeError: if ``recording`` is no :class:`Recording`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -335,6 +337,7 @@ def _add(recording: Recording, seen: _Observation) -> Recording:
 @jax.jit
 def _record(recording: Recording, logits: jax.Array, indices: jax.Array) -> Recording:
     """Adds some examples; what is outside of the data is neither read nor written."""
+    logits, indices = _batches.gathered((logits, indices))  # explicit shards cannot be indices
     indices = jnp.where(indices < 0, recording.labels.shape[0], indices)
     old = jax.tree.map(lambda leaf: leaf.at[indices].get(mode="clip"), recording)
     new = _add(old, _observe(logits, old.labels))

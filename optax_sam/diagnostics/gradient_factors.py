@@ -63,7 +63,7 @@ def factor_changes(
       :class:`FactorChanges`.
 
     Raises:
-      TypeError: if ``objective`` is none.
+      TypeError: if ``objective`` is not an ``Objective``.
       ValueError: if ε is not like ``params``.
 
     Example:

@@ -70,7 +70,7 @@ def shares_by_label(
       :class:`SharesByLabel`.
 
     Raises:
-      TypeError: if ``objective`` is none, or ``wrong`` are not bools.
+      TypeError: if ``objective`` is not an ``Objective``, or ``wrong`` are not bools.
       ValueError: if ``wrong`` does not have one value per example, or ε is not like ``params``.
 
     Example:
@@ -121,7 +121,8 @@ def damping(
       :class:`Damping`.
 
     Raises:
-      TypeError: if ``objective`` is none, ``method`` no method alone, or ``wrong`` are not bools.
+      TypeError: if ``objective`` is not an ``Objective``, ``method`` no method alone, or ``wrong`` are
+        not bools.
       ValueError: if ``wrong`` does not have one value per example.
 
     Example:

@@ -51,7 +51,7 @@ def filter_normalized(
       Li et al., Visualizing the Loss Landscape of Neural Nets, NeurIPS 2018, arXiv 1712.09913,
       section 4.
     """
-    _check_direction("direction", direction, params)
+    direction = _as_direction("direction", direction, params)
     if filter_axis not in (0, -1):
         raise ValueError(
             f"filter_axis must be -1 (Flax) or 0 (Equinox, PyTorch), got {filter_axis!r}."
@@ -66,7 +66,7 @@ def filter_normalized(
         factors = jnp.expand_dims(_tree.divide_or_zero(*lengths), axes)
         return d.astype(dtype) * factors
 
-    return _tree.map_floating(one, _tree.as_arrays(direction), _tree.as_arrays(params))
+    return _tree.map_floating(one, direction, _tree.as_arrays(params))
 
 
 def loss_line(
@@ -103,7 +103,7 @@ def loss_line(
       Goodfellow et al., Qualitatively Characterizing Neural Network Optimization Problems, ICLR 2015,
       arXiv 1412.6544.
     """
-    _check_direction("direction", direction, params)
+    direction = _as_direction("direction", direction, params)
     along = _check_positions("positions", positions)
     losses: jax.Array = _losses(loss_fn, params, [direction], along[:, None])
     return losses
@@ -146,8 +146,8 @@ def loss_plane(
     References:
       Li et al., NeurIPS 2018, arXiv 1712.09913, section 3.
     """
-    _check_direction("first", first, params)
-    _check_direction("second", second, params)
+    first = _as_direction("first", first, params)
+    second = _as_direction("second", second, params)
     a = _check_positions("first_positions", first_positions)
     b = _check_positions("second_positions", second_positions)
     grid = jnp.stack(jnp.meshgrid(a, b, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -166,8 +166,7 @@ def _loss_at_points(
     def loss_at(point: jax.Array) -> jax.Array:
         moved = params
         for coordinate, direction in zip(point, directions, strict=True):
-            step = _tree.scale(_tree.as_arrays(direction), coordinate)
-            moved = _tree.add(moved, step)
+            moved = _tree.add(moved, _tree.scale(direction, coordinate))
         return split_loss_and_aux(call_loss(loss_fn, moved), moved)[0]
 
     losses: jax.Array = lax.map(inside_control_flow(loss_at), points)
@@ -182,9 +181,11 @@ def _flat(leaf: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.moveaxis(leaf, kept, -1).reshape(-1, leaf.shape[kept])
 
 
-def _check_direction(name: str, direction: chex.ArrayTree, params: chex.ArrayTree) -> None:
+def _as_direction(name: str, direction: chex.ArrayTree, params: chex.ArrayTree) -> Any:
+    """The direction in the dtypes of the parameters: integers too are numbers along a line."""
     check_leaves(params)
     check_like(name, direction, params, of="params", remedy="It is a direction in parameter space.")
+    return _tree.as_gradients(direction, _tree.as_arrays(params))
 
 
 def _check_positions(name: str, positions: ArrayLike) -> jax.Array:

@@ -46,7 +46,7 @@ def rank_suspects(recording: Recording, by: str = "margin") -> Suspects:
 
     Raises:
       ValueError: if ``by`` is no such statistic.
-      TypeError: if ``recording`` is none.
+      TypeError: if ``recording`` is no :class:`Recording`.
 
     Example:
       >>> import jax.numpy as jnp

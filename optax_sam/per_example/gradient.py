@@ -62,10 +62,11 @@ def per_example_gradient(
        \frac{m}{B} \sum_j \nabla L_j(w + \epsilon_j)
 
     with :math:`L_j` the mean loss of group j: m consecutive examples, and with m = 1 (1-SAM) a single
-    one. The result is exact: equal to differentiating every group by itself, up to rounding. What
-    differs is the cost, about that of SAM with one perturbation for the batch. The loss is traced
-    once; where a parameter meets the data in a matrix product, a convolution or a row lookup, its
-    gradient, its norm and the perturbed output are computed by the formulas of
+    one. The result is exact: equal to differentiating every group by itself, up to rounding, as long as
+    the squares of the norms are numbers of their dtype: in float32, for norms between about 1e-19 and
+    1e19. What differs is the cost, about that of SAM with one perturbation for the batch. The loss is
+    traced once; where a parameter meets the data in a matrix product, a convolution or a row lookup,
+    its gradient, its norm and the perturbed output are computed by the formulas of
     :mod:`optax_sam.per_example.sites`; everywhere else by ordinary differentiation.
     :func:`optax_sam.explain` tells which is which.
 
@@ -333,10 +334,11 @@ def _share_of_groups(
     the end would be one more pass over all parameters.
     """
     ascent = ascend(traced, plan, leaves, groups)
-    scale = jnp.asarray(traced.loss_scale, ascent.squared_norms[0].dtype)
+    scale = jnp.asarray(traced.loss_scale, _tree.accumulation_dtype(leaves))
     squared_norms = [square / jnp.square(scale) for square in ascent.squared_norms]
-    factors = jax.vmap(lambda squares: multiples(squares)[0])(squared_norms)
-    norms = _norm(squared_norms)
+    each: Any = jax.vmap(lambda squares: multiples(squares)[0], axis_size=len(shares))
+    factors = each(squared_norms)
+    norms = _norm(squared_norms, like=shares)
     squared_perturbations = [
         jnp.square(factor) * square for factor, square in zip(factors, squared_norms, strict=True)
     ]
@@ -364,9 +366,11 @@ def _share_of_groups(
         gradients=unscaled(gradients),
         clean_gradients=unscaled(clean_gradients(plan, leaves, ascent, shares)),
         gradient_norm=jnp.sum(norms * weights).astype(dtype),
-        perturbation_norm=jnp.sum(_norm(squared_perturbations) * weights).astype(dtype),
+        perturbation_norm=jnp.sum(_norm(squared_perturbations, like=shares) * weights).astype(
+            dtype
+        ),
     )
 
 
-def _norm(squares: list[jax.Array]) -> jax.Array:
-    return jnp.sqrt(sum(squares[1:], squares[0]))
+def _norm(squares: list[jax.Array], like: jax.Array) -> jax.Array:
+    return jnp.sqrt(sum(squares[1:], squares[0])) if squares else jnp.zeros_like(like)

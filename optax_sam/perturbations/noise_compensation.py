@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import _tree
+from optax_sam import _axes, _batches, _tree
 from optax_sam._checks import (
     call,
     check_bool,
@@ -79,7 +79,8 @@ def add_noise_compensation(
 
     Raises:
       ValueError: if ``flip_ratio`` is outside (0, 1]; from ``update``, if it chooses no example.
-      TypeError: from ``update``, if ``loss_fn`` is no ``Objective``, if its labels are not integers,
+      TypeError: from ``update``, if ``loss_fn`` is no ``Objective``, if its labels are neither integers
+        nor soft labels,
         or if a wrapper such as ``optax.masked`` hides some of the parameters.
 
     Example:
@@ -160,7 +161,13 @@ def add_noise_compensation(
             if start_step:
                 has_started = state.count >= start_step
                 branch = inside_control_flow(compensate)
-                compensated = jax.lax.cond(has_started, branch, lambda: updates)
+                # The gradient of local examples differs from device to device.
+                marks = (params, objective.examples, updates)
+                compensated = jax.lax.cond(
+                    has_started,
+                    lambda: _axes.to_varying_like(branch(), marks),
+                    lambda: _axes.to_varying_like(updates, marks),
+                )
             else:
                 compensated = compensate()
         count = optax.safe_increment(state.count)
@@ -217,9 +224,11 @@ def choose_examples(logits: jax.Array, flip_ratio: float, key: jax.Array | None)
             f"{logits.shape[-1]}. Return one logit per class, also for two classes."
         )
     # Not top_k, for which logits that are sharded over devices would be gathered.
+    # The gaps are gathered: one number an example.
     wide = logits.astype(_tree.accumulation_dtype(logits))
     is_largest = jnp.arange(logits.shape[-1]) == jnp.argmax(wide, axis=-1)[:, None]
     gaps = jnp.max(wide, axis=-1) - jnp.max(jnp.where(is_largest, -jnp.inf, wide), axis=-1)
+    gaps = _batches.gathered(gaps)
     if key is None:
         return jnp.argsort(gaps, stable=True)[:count]
     # The largest of log p + Gumbel noise are a sample without replacement, in proportion to p.

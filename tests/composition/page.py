@@ -34,19 +34,8 @@ TABLES = {
 HEADER = """# Composition matrix
 
 Everything that makes, wraps or schedules a gradient transformation in `optax` and `optax.contrib`, in
-every place where it can meet a method. Made by
-
-```bash
-python -m tests.composition.page
-```
-
-with optax {optax}, jax {jax} and Python {python}: {cells} cells, {runs} runs of two steps, in
-float64 on a network of twelve numbers. Wrappers and schedules, which can touch a method, were run with
-{methods} named methods; optimizers and transformations, which see only what stands in front of them,
-with {some}, and {every} with all. The parts that loop or branch
-({slow})
-were run with the first two, and wrappers of that kind, as stage 1, also with {asking},
-whose first stages need more than a gradient.
+every place where it can meet a method. In short: put the method first and the optimizer behind it; what the
+tables call backwards would turn the climb into a descent.
 
 | place | written |
 |---|---|
@@ -67,6 +56,22 @@ The incoming gradient is also the g that SANER, GSAM, WSAM and LookSAM compare g
 before them changes it, and that is not meant, pass the clean gradient as `clean_grads=` to `update`.
 `multi_transform` is another name of `partition`.
 """  # noqa: E501
+
+FOOTER = """
+## How it was made
+
+```bash
+python -m tests.composition.page
+```
+
+with optax {optax}, jax {jax} and Python {python}: {cells} cells, {runs} runs of two steps, in
+float64 on a network of twelve numbers. Wrappers and schedules, which can touch a method, were run with
+{methods} named methods; optimizers and transformations, which see only what stands in front of them,
+with {some}, and {every} with all. The parts that loop or branch
+({slow})
+were run with the first two, and wrappers of that kind, as stage 1, also with {asking},
+whose first stages need more than a gradient.
+"""
 
 
 def cells(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
@@ -157,7 +162,7 @@ def main() -> int:
         print("\n".join(wrong), file=sys.stderr)
         return 1
     slow = sorted(f"`{name}`" for names in TABLES.values() for name in names if is_slow(name))
-    header = HEADER.format(
+    made = FOOTER.format(
         optax=optax.__version__,
         jax=jax.__version__,
         python=platform.python_version(),
@@ -166,11 +171,11 @@ def main() -> int:
         some=", ".join(f"`{name}`" for name in ONE_OF_EACH_KIND),
         every=" and ".join(f"`{name}`" for name in WITH_EVERY_METHOD[:2]),
         asking=" and ".join(f"`{name}`" for name in ASKING),
-        tolerance=f"{TOLERANCE:.0e}".replace("e-0", "e-"),
         runs=runs,
         slow=", ".join(slow),
     )
-    PAGE.write_text(header + tables(), encoding="utf-8")
+    header = HEADER.format(tolerance=f"{TOLERANCE:.0e}".replace("e-0", "e-"))
+    PAGE.write_text(header + tables() + made, encoding="utf-8")
     print(f"wrote {os.path.relpath(PAGE)}")
     return 0
 
