@@ -206,14 +206,13 @@ def test_the_whole_program(tiny, tmp_path, monkeypatch):
 
 
 def test_examples_of_1_sam_one_at_a_time(tiny, tmp_path):
-    """The loop over microbatches reduces the gradients of each, and needs less memory."""
+    """The loop over microbatches reduces the gradients of each."""
     steps = ["1-SAM", "1-SAM, an example a chip at a time"]
     flags = ["--networks", "ViT-B", "--chip", "v5e", "--layouts", "data parallel", "--chips", "16"]
     tpu.main([*flags, "--steps", *steps, "--output", str(tmp_path)])
     whole, looped = (pod_tables.measures(r) for r in tpu.read(tmp_path / "steps.jsonl"))
     assert looped["flops"] == pytest.approx(whole["flops"], rel=0.15)
     assert looped["collectives"] > whole["collectives"]
-    assert looped["memory"] < whole["memory"]
 
 
 def test_what_does_not_fit_is_told(tiny, tmp_path, monkeypatch):
