@@ -74,14 +74,15 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(4.2, 5.6), layout="constrained", facecolor="none")
     panels = figure.subplots(2, 1)
     for kind, (marker, color) in STYLES.items():
-        for axes, values in zip(panels, points(rows, kind), strict=True):
+        for panel, (axes, values) in enumerate(zip(panels, points(rows, kind), strict=True)):
             if values:
                 style = {"color": color, "marker": marker, "capsize": 3, "label": kind}
                 axes.errorbar(*np.array(values).T, **style)
                 place = {"textcoords": "offset points", "va": "center", "color": color}
-                # People's labels end on the line of zero.
-                end = values[-1][:2], (7, -16 if kind == "by people" else 0)
-                axes.annotate(kind, *end, annotation_clip=False, **place)
+                # Where people's labels end on the line of zero, another line passes to the right.
+                below = kind == "by people" and panel == 1
+                offset, place["ha"] = ((0, -14), "right") if below else ((7, 0), "left")
+                axes.annotate(kind, values[-1][:2], offset, annotation_clip=False, **place)
     for axes, title in zip(panels, TITLES, strict=True):
         axes.axhline(0, color=plots.TEXT, linewidth=0.8, linestyle="--")
         axes.set_title(title, fontsize=10, loc="left", color=plots.TEXT)
