@@ -37,9 +37,10 @@ class Layer(nn.Module):
 def spread(x: jax.Array, batch: NamedSharding | None) -> jax.Array:
     """Says that each chip has its own examples, which the partitioner may not find out by itself.
 
-    Under ``group_size`` a network is traced on the examples of one group, which nothing can divide.
-    There it says that no other axis is cut, and the objective's ``spmd_axis_name`` that the groups lie
-    as the batch does; without this, activations travel to where the parameters are cut.
+    Under ``group_size`` a network is traced on the examples of one group. There ``batch`` says that no
+    axis is cut, and the objective's ``spmd_axis_name`` that the groups lie as the batch does; without
+    this, activations travel to where the parameters are cut. Some of the batch's examples (NCSAM's)
+    may not be divisible.
     """
     if batch is None:
         return x

@@ -98,10 +98,10 @@ def compile_step(cell: Cell, network: PodNetwork, devices: Sequence[Any]) -> Any
     variables = jax.eval_shape(network.module.init, jax.random.key(0), one)
     params = layouts.shard_parameters(cell.layout, mesh, variables["params"])
     stats = layouts.whole(mesh, variables.get("batch_stats", {}))
-    module = network.module
-    if "batch" in module.__dataclass_fields__:
-        module = module.clone(batch=NamedSharding(mesh, PartitionSpec("data")))
-    row = STEPS[cell.step]
+    module, row = network.module, STEPS[cell.step]
+    if "batch" in module.__dataclass_fields__:  # of groups, spmd_axis_name says where they lie
+        spec = PartitionSpec() if row.separates else PartitionSpec("data")
+        module = module.clone(batch=NamedSharding(mesh, spec))
     options: dict[str, Any] = {}
     if row.separates:  # said here, as JAX's own backend is a CPU, whose default is fewer at a time
         at_once = row.at_once or network.per_chip

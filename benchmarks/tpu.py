@@ -71,7 +71,8 @@ def allowed(cell: Cell) -> bool:
     """Whether the network and its batch allow the step."""
     network, row = NETWORKS[cell.network], ALL_STEPS[cell.step]
     fits = network.per_chip * cell.chips % row.divisor == 0
-    return fits and not (row.separates and network.mixes_examples)
+    flips_tokens = "ncsam" in cell.step and network.label_shape != ()
+    return fits and not flips_tokens and not (row.separates and network.mixes_examples)
 
 
 def devices_of(cell: Cell) -> Any:
