@@ -72,9 +72,14 @@ class Checkpoints:
         try:
             # Else orbax would notice a full disk halfway, in threads that print whole tracebacks.
             reserve(self.folder, sum(array.nbytes for array in arrays.values()) + 2**16)
-            self._manager.save(step, args=items)
+            saved = self._manager.save(step, args=items)
         except Exception as error:  # orbax and tensorstore raise whatever the file system led to
             raise self._not_saved(step, error) from error
+        if not saved:  # orbax keeps silent where there is a later one
+            raise CheckpointError(
+                f"the checkpoint of step {step} was not saved in {self.folder}, which holds "
+                f"{self._manager.all_steps()}. Name another --output."
+            )
 
     def latest(self) -> Path | None:
         """The folder of the last checkpoint."""

@@ -1,5 +1,6 @@
 """Text as windows of bytes: no tokenizer, nothing to download."""
 
+import functools
 import hashlib
 import sysconfig
 from pathlib import Path
@@ -79,7 +80,7 @@ def load(text: str, pattern: str, context: int, validation_share: float) -> Text
         files = {f"{name}, beginning": content[:cut], f"{name}, end": content[cut:]}
         chosen = {f"{name}, end"}
     else:
-        chosen = {name for name in files if place(name) < validation_share}
+        chosen = {name for name in files if place(name.encode()) < validation_share}
     for name, content in files.items():
         digest.update(f"{name} {name in chosen} {len(content)}\n".encode() + content)
         parts[name in chosen].append(content)
@@ -119,9 +120,9 @@ def read(text: str, pattern: str) -> dict[str, bytes]:
     return files
 
 
-def place(name: str) -> float:
+def place(name: bytes) -> float:
     """A number in [0, 1) by the file's name alone: new files move no other one to the other part."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48
+    return int.from_bytes(hashlib.sha256(name).digest()[:6]) / 2**48
 
 
 def cut_windows(files: list[bytes], context: int) -> Windows:
@@ -162,8 +163,15 @@ def training_indices(count: int, batch_size: int, seed: int, step: int) -> np.nd
     is left out.
     """
     passed, place = divmod(step, count // batch_size)
+    return _order(count, seed, passed)[place * batch_size : (place + 1) * batch_size]
+
+
+@functools.lru_cache(maxsize=2)
+def _order(count: int, seed: int, passed: int) -> np.ndarray:
+    """The order of a pass, kept for all of its steps."""
     order = np.random.default_rng([seed, passed]).permutation(count)
-    return order[place * batch_size : (place + 1) * batch_size]
+    order.flags.writeable = False
+    return order
 
 
 def evaluation_batches(windows: Windows, count: int, batch_size: int) -> list[Batch]:

@@ -47,7 +47,7 @@ class Texts(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """A set of labelled texts; equal texts are in the same part.
+    """A set of labelled texts; texts that look equal to the network are in the same part.
 
     Attributes:
       train: to learn from.
@@ -89,15 +89,15 @@ def load(
     else:
         table = tables.read(Path(text), columns)
     class_names, labels, clean_labels = _classes(table, text)
-    if noise_rate:
+    if noise_rate is not None:
         noisy = label_noise.symmetric(labels, noise_rate, len(class_names), seed=NOISE_SEED)
         clean_labels = labels if table.clean_labels is None else clean_labels
         labels = noisy.labels
     texts = Texts(
         _tokens(table.texts, context), labels, clean_labels, np.arange(len(labels), dtype=np.int64)
     )
-    # By the text alone: what stands twice in a table is not learned and then asked.
-    held_out = np.array([data.place(one) < validation_share for one in table.texts])
+    # By what the network sees alone: what stands twice in a table is not learned and then asked.
+    held_out = np.array([data.place(one) < validation_share for one in _seen(table.texts, context)])
     train, validation = (texts.take(np.flatnonzero(held_out == part)) for part in (False, True))
     for what, part in (("training", train), ("validation", validation)):
         if not len(part):
@@ -162,11 +162,15 @@ def _classes(table: Table, text: str) -> tuple[tuple[str, ...], np.ndarray, np.n
     return tuple(map(str, names)), labels, clean_labels
 
 
+def _seen(texts: list[str], context: int) -> list[bytes]:
+    """What the network sees of each text."""
+    return [text.encode()[:context] for text in texts]
+
+
 def _tokens(texts: list[str], context: int) -> np.ndarray:
     tokens = np.full((len(texts), context), -1, np.int16)
-    for row, text in zip(tokens, texts, strict=True):
-        content = np.frombuffer(text.encode()[:context], np.uint8)
-        row[: len(content)] = content
+    for row, content in zip(tokens, _seen(texts, context), strict=True):
+        row[: len(content)] = np.frombuffer(content, np.uint8)
     return tokens
 
 

@@ -138,7 +138,10 @@ class Classification:
         return trainer.logits(state, batches)[: len(part)]
 
     def _rows(self, name: str, part: Texts, logits: np.ndarray) -> list[dict[str, Any]]:
-        names = (*self.texts.class_names, "")  # of the last one, −1: not known
+        names = [
+            *map(_in_spreadsheet, self.texts.class_names),
+            "",
+        ]  # of the last one, −1: not known
         shares = np.exp(log_softmax(logits))[np.arange(len(part)), part.labels]
         predicted = logits.argmax(axis=1)
         return [
@@ -158,6 +161,11 @@ class Classification:
         return [f"{self.classes} classes", *self.texts.notes]
 
 
+def _in_spreadsheet(name: str) -> str:
+    """The name of a class, marked as text where a spreadsheet would run it as a formula."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@")) and not name[1:].isdigit() else name
+
+
 def measures(
     train: Texts, train_logits: np.ndarray, validation: Texts, logits: np.ndarray
 ) -> dict[str, float]:
@@ -173,7 +181,7 @@ def measures(
       Of the held-out texts ``validation_loss`` (nats per text) and ``noisy_accuracy``, by their given
       labels, and ``clean_accuracy``; of the learned ones ``memorized``, the share of the wrong labels
       that are predicted, and ``fitted``, that of the correct ones. The last three only where there are
-      texts whose true class is known.
+      such texts.
     """
     at = np.arange(len(validation)), validation.labels
     predicted = logits.argmax(axis=1)
@@ -188,8 +196,9 @@ def measures(
     if known.any():
         changed = train.labels[known] != train.clean_labels[known]
         learned = memorization(train_logits[known], train.labels[known], changed)
-        found |= {"memorized": learned.memorized, "fitted": learned.clean_fit}
-    return {name: float(value) for name, value in found.items() if np.isfinite(value)}
+        shares = {"memorized": learned.memorized, "fitted": learned.clean_fit}
+        found |= {name: share for name, share in shares.items() if not np.isnan(share)}
+    return {name: float(value) for name, value in found.items()}
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -215,14 +215,14 @@ def train(config: Config, processes: Processes | None = None) -> dict[str, Any]:
       The results: the numbers before the first and after the last step, and the best validation loss.
     """
     processes = processes or Processes()
-    named = (processes.coordinator, processes.processes, processes.process)
-    if not processes.distributed and named != (None, None, None):
+    given = (processes.coordinator, processes.processes, processes.process)
+    if not processes.distributed and given != (None, None, None):
         raise ValueError("--coordinator, --processes and --process need --distributed.")
     if processes.simulated_devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", processes.simulated_devices)
     if processes.distributed:
-        jax.distributed.initialize(*named)
+        jax.distributed.initialize(*given)
     with contextlib.ExitStack() as stack:
         run = _in_all_processes(lambda: _prepare(config, stack))
         checkpoints = Checkpoints(config.output / "checkpoints", config.keep_checkpoints)

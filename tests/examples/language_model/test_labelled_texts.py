@@ -5,7 +5,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from examples.language_model import data, labelled
+from examples.language_model import data, labelled, tasks
 from examples.language_model.model import pooled
 from examples.language_model.tables import Columns, TextError
 from tests.examples.language_model.small import write_table
@@ -41,7 +41,7 @@ def test_all_kinds_of_tables_give_the_same(tmp_path):
     assert [found.class_names[label] for label in texts.labels] == [line[1] for line in lines]
     known = [("a", "b", None)[label] for label in texts.clean_labels]
     assert known == [line[2] for line in lines]
-    held_out = [line[0] for line in lines if data.place(line[0]) < 0.3]
+    held_out = [line[0] for line in lines if data.place(line[0].encode()[:16]) < 0.3]
     assert len(found.validation) == len(held_out) > 3
     assert [lines[row][0] for row in found.validation.rows] == held_out
     longer = sum(len(line[0]) > 16 for line in lines)
@@ -75,6 +75,32 @@ def test_the_built_in_set_has_forty_percent_wrong_labels():
         tuple(row) for row in found.validation.tokens
     }
     assert not both
+
+
+def test_texts_that_look_equal_to_the_network_are_in_one_part(tmp_path):
+    same = "é" * 8  # 16 bytes
+    texts = [f"{same} {number}" for number in range(9)] + [f"text {number}" for number in range(20)]
+    frame = pl.DataFrame({"text": texts, "label": (["a", "b"] * 15)[: len(texts)]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    found = load(tmp_path / "a.parquet", Columns(), share=0.5)
+    first = {frozenset(part.rows[part.rows < 9]) for part in (found.train, found.validation)}
+    assert first == {frozenset(), frozenset(range(9))}
+
+
+def test_a_network_that_is_not_finite_has_a_loss_that_is_not(tmp_path):
+    """And of a noise rate of zero there are true labels, but no wrong ones."""
+    found = load(write_table(tmp_path / "a.csv"), Columns(), noise_rate=0.0)
+    part = found.validation.take(np.arange(3))
+    logits = np.full((3, 2), np.nan)
+    measured = tasks.measures(part, logits, part, logits)
+    assert np.isnan(measured["validation_loss"])
+    assert measured.keys() == {"validation_loss", "noisy_accuracy", "clean_accuracy", "fitted"}
+
+
+def test_a_class_that_a_spreadsheet_would_run_is_marked_as_text():
+    names = ["=1+1", "-1", "-x", "@x", "a=1"]
+    shown = [tasks._in_spreadsheet(name) for name in names]
+    assert shown == ["'=1+1", "-1", "'-x", "'@x", "a=1"]
 
 
 def test_noise_for_a_try_keeps_the_true_labels(tmp_path):

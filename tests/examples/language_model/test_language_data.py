@@ -29,6 +29,10 @@ def test_an_order_of_training_sees_every_window_once_and_then_another_order():
     assert sorted(np.concatenate(firsts[:4])) == list(range(0, 200, 10))
     assert firsts[4] != firsts[0] != firsts[5]
     assert data.training_batch(windows, 5, 0, 4).inputs[:, 0].tolist() == firsts[4]
+    data._order.cache_clear()
+    for step in range(8):
+        data.training_indices(len(windows), 5, 0, step)
+    assert data._order.cache_info().misses == 2  # an order is drawn once per pass
 
 
 def test_evaluation_fills_up_with_windows_that_do_not_count():
@@ -46,7 +50,7 @@ def test_files_are_divided_by_their_names(tmp_path):
     text = data.load(str(folder), "*", 16, 0.3)
     assert data.load(str(folder), "*", 16, 0.3).digest == text.digest
     names = [f"{number}.txt" for number in range(40)]
-    chosen = [name for name in names if data.place(name) < 0.3]
+    chosen = [name for name in names if data.place(name.encode()) < 0.3]
     assert 4 <= len(chosen) <= 20
     expected = data.cut_windows([(folder / name).read_bytes() for name in sorted(chosen)], 16)
     np.testing.assert_array_equal(text.validation.tokens, expected.tokens)

@@ -364,6 +364,10 @@ def test_a_checkpoint_comes_back_on_other_devices(saved):
     np.testing.assert_array_equal(restored.state["w"], STATE["w"])
     assert restored.state["w"].sharding == cut
     assert (restored.step, restored.record["rows"]) == (1, [1])
+    with pytest.raises(
+        CheckpointError, match=r"of step 1 was not saved .* which holds \[1\]\. Name"
+    ):
+        saved.save(1, STATE, {})
 
 
 def test_a_checksum_is_of_all_bits_in_their_places():
