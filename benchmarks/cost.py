@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where this file runs as a 
 
 from benchmarks import figures, float32_error, growth, layers, overhead, step_costs
 from benchmarks.architectures import NETWORKS
-from benchmarks.tables import file_name, write_csv
+from benchmarks.tables import file_name, read_csv, write_csv
 
 PARTS = ("steps", "growth", "overhead", "float32_error", "layers")
 GROWTH_ROUNDS = 3
@@ -78,9 +78,12 @@ class Report:
             (self.output / f"{name}.md").write_text(text, encoding="utf-8")
 
     def records(self, name: str, records: list[dict[str, Any]]) -> None:
-        """A CSV file."""
+        """A CSV file; rows of other networks, from earlier runs, stay in it."""
         if self.output is not None:
-            write_csv(self.output / f"{name}.csv", records)
+            path = self.output / f"{name}.csv"
+            measured = {record.get("network") for record in records}
+            others = [r for r in read_csv(path) if r.get("network") not in measured]
+            write_csv(path, others + records)
 
     def figures(self, records: list[dict[str, Any]], prefix: str = "") -> None:
         """A figure for each network."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.compiled_text import Collective
 from benchmarks.pod_networks import NETWORKS
+from benchmarks.pods import STEPS
 from benchmarks.tables import markdown, number
 
 Record = dict[str, Any]
@@ -47,9 +48,11 @@ def measures(record: Record) -> dict[str, float]:
 
 
 def name_of(record: Record) -> str:
-    """The step's name in the tables: that of the base optimizer for its own step."""
-    is_base = record["step"] == "SGD"
-    return NETWORKS[record["network"]].optimizer_name if is_base else record["step"]
+    """The step's name in the tables."""
+    if record["step"] == "SGD":
+        return NETWORKS[record["network"]].optimizer_name
+    # Both branches are in the program: the numbers are those of a step that takes the second gradient.
+    return record["step"] + (" (a step with g′)" if STEPS[record["step"]].varies else "")
 
 
 def groups(records: Iterable[Record], *keys: str) -> dict[tuple, list[Record]]:

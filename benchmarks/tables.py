@@ -20,10 +20,19 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """The records of a file, as text; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [*csv.DictReader(file)]
+
+
 def write_csv(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """One line per record; what was not measured is empty."""
+    names = dict.fromkeys(name for record in records for name in record)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(names), lineterminator="\n")
         writer.writeheader()
         for record in records:
             writer.writerow(

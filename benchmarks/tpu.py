@@ -10,11 +10,13 @@ networks, layouts, chips and steps. Nothing is executed: what the tables say of 
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def versions() -> dict[str, str]:
+    """What compiled a record."""
+    names = ("jax", "libtpu", "optax_sam")
+    return {name: metadata.version(name) for name in names if importlib.util.find_spec(name)}
+
+
 def compile_missing(wanted: list[Cell], path: Path, minutes: float, level: str) -> None:
     """Compiles what the file lacks at this level of optimization, until the time is over."""
     known = {
@@ -104,7 +112,7 @@ def compile_missing(wanted: list[Cell], path: Path, minutes: float, level: str) 
         print(*cell, sep=", ", file=sys.stderr, flush=True)
         record = compile_cell(cell, NETWORKS[cell.network], devices_of(cell))
         with path.open("a") as file:
-            file.write(json.dumps(record | {"level": level}) + "\n")
+            file.write(json.dumps(record | {"level": level} | versions()) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> None:

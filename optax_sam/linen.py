@@ -17,7 +17,15 @@ from optax_sam.objectives import with_parameters
 class TrainState(train_state.TrainState):  # type: ignore[no-untyped-call, unused-ignore]
     """Flax's ``TrainState`` whose ``apply_gradients`` hands the loss to the optimizer.
 
-    Flax's own does not forward extra arguments to ``tx.update``.
+    Flax's own does not forward extra arguments to ``tx.update``. Make one with
+    ``TrainState.create(apply_fn=..., params=..., tx=...)``.
+
+    Args:
+      step: int scalar, the number of updates so far; ``create`` begins at 0.
+      apply_fn: ``model.apply``, kept at hand for the training step.
+      params: pytree of parameters.
+      tx: the optimizer, such as ``optax.chain(optax_sam.sam(0.05), optax.sgd(0.1))``.
+      opt_state: its state, which ``create`` makes.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, optax, optax_sam

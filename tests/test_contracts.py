@@ -21,6 +21,8 @@ every_method = pytest.mark.parametrize("name", NAMED)
 every_row = pytest.mark.parametrize("name", [*NAMED, *CROSSINGS])
 # One for each part of the code that a promise could break in: a combination, an evaluation, a stage
 # that differentiates the loss, and the wrappers around a method.
+# With ρ = 0 the optimizing compiler makes another program of these than of the base optimizer.
+ROUNDED_OTHERWISE = ("saner", "restricted", "jsam", "functional_sam", "lsam", "stable_sam")
 one_of_each = pytest.mark.parametrize("name", ["saner", "jsam", "ncsam", "looksam", "msam"])
 
 
@@ -106,7 +108,7 @@ def test_zero_rho_is_the_base_optimizer(name, compiler_options):
     base, _ = train(base, compiler_options=compiler_options)
     if not row.zero_rho_is_base:
         assert_close(params, base, rtol=2e-5, atol=1e-6)
-    elif LLVM_OPTIMIZES and jax.__version_info__ >= (0, 12):
+    elif LLVM_OPTIMIZES and name.split("+")[-1] in ROUNDED_OTHERWISE:
         # Optimized programs that are not the same may differ in a last bit.
         assert_close(params, base, rtol=1e-6, atol=1e-7)
     else:

@@ -1,5 +1,6 @@
 """The pages of the site: their code runs, and what they must mention is there."""
 
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -129,7 +130,8 @@ def test_pages_say_what_the_docstrings_say(page):
 
 def test_pictures_show_what_the_library_does(tmp_path):
     """One for each method; ε is that of SAM, seen from outside."""
-    pictures = pytest.importorskip("docs.pictures", reason="needs matplotlib")
+    pytest.importorskip("matplotlib")
+    pictures = importlib.import_module("docs.pictures")
     assert sorted(pictures.PICTURES) == sorted(METHODS)
     step = pictures.step_of(optax_sam.sam(pictures.RHO))
     expected = pictures.RHO * step.g / jnp.linalg.norm(step.g)

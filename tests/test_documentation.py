@@ -14,9 +14,14 @@ from optax_sam import label_noise
 MODULES = ["optax_sam", *(m.name for m in pkgutil.walk_packages(optax_sam.__path__, "optax_sam."))]
 
 
+OTHERS = ("linen", "nnx", "equinox", "plots")  # public, and imported by themselves
+for other in OTHERS:
+    importlib.import_module(f"optax_sam.{other}")
+
+
 def public_names():
     """Functions and classes that users call: of the package, and of its public modules."""
-    for name in optax_sam.__all__:
+    for name in (*optax_sam.__all__, *OTHERS):
         value = getattr(optax_sam, name)
         if not inspect.ismodule(value):
             yield f"optax_sam.{name}", value

@@ -111,6 +111,16 @@ def test_the_whole_program(tmp_path, monkeypatch, capsys):
     assert re.search(r"jax \d", (tmp_path / "machine.md").read_text())
 
 
+def test_rows_of_other_networks_stay(tmp_path):
+    """The documentation's command for one network must not delete what another command measured."""
+    report = cost.Report(tmp_path)
+    for network, flops in (("MLP", 1.0), ("CNN", 2.0), ("MLP", 3.0)):
+        report.records("steps", [{"network": network, "flops": flops}])
+    with (tmp_path / "steps.csv").open(newline="", encoding="utf-8") as file:
+        rows = [(row["network"], float(row["flops"])) for row in csv.DictReader(file)]
+    assert rows == [("CNN", 2.0), ("MLP", 3.0)]
+
+
 def test_rounds_must_cover_all_steps_of_a_period(capsys):
     with pytest.raises(SystemExit):
         cost.main(["--rounds", "7"])

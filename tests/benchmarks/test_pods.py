@@ -215,6 +215,13 @@ def test_examples_of_1_sam_one_at_a_time(tiny, tmp_path):
     assert looped["collectives"] > whole["collectives"]
 
 
+def test_steps_that_vary_are_named():
+    """The compiler counts both branches of a step that takes the second gradient sometimes."""
+    record = {"network": "ViT-B", "step": "sam, every 5"}
+    assert pod_tables.name_of(record) == "sam, every 5 (a step with g′)"
+    assert pod_tables.name_of(record | {"step": "sam"}) == "sam"
+
+
 def test_what_does_not_fit_is_told(tiny, tmp_path, monkeypatch):
     def full(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 20G of 16G hbm\nreport")

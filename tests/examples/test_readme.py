@@ -1,5 +1,6 @@
 """The first page: what it promises, the picture and the program are one."""
 
+import ast
 import inspect
 import re
 import shlex
@@ -41,6 +42,26 @@ def test_the_top_is_what_it_is_then_the_picture_its_recipe_and_the_quick_start()
     pictures = re.findall(r'"(docs/images/[^"]+)"', README[places[1] : places[2]])
     assert pictures == ["docs/images/label_noise_narrow.svg", "docs/images/label_noise.svg"]
     assert all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_the_lines_of_how_it_composes_are_right():
+    """Every line of the second block, with a network and its batch."""
+    names = {
+        **{"jax": jax, "optax": __import__("optax"), "optax_sam": optax_sam},
+        "apply_fn": lambda params, inputs: inputs @ params["w"],
+        "inputs": jnp.ones((64, 3)),
+        "labels": jnp.arange(64) % 2,
+        "weights": jnp.ones(64),
+    }
+    params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
+    statements = ast.parse(blocks("python")[1]).body
+    assert len(statements) == 8
+    for statement in statements:
+        made = eval(compile(ast.Expression(statement.value), "README.md", "eval"), names)
+        if isinstance(made, optax_sam.Objective):
+            assert jnp.isfinite(made(params))
+        else:
+            made.init(params)
 
 
 def test_two_commands_each_on_one_line():

@@ -146,11 +146,11 @@ class TestThinMatrices:
             for rows in (terms[0].left, terms[2].left, terms[4].left):
                 expected = self.matrix(rows) @ self.gradient(chosen)
                 actual = times_gradient(rows, chosen, False)
-                np.testing.assert_allclose(actual, expected, atol=1e-12)
+                np.testing.assert_allclose(actual, expected, rtol=1e-11, atol=1e-12)
             for rows in (terms[0].right, terms[4].right):
                 expected = self.matrix(rows) @ self.gradient(chosen).T
                 actual = times_gradient(rows, chosen, True)
-                np.testing.assert_allclose(actual, expected, atol=1e-12)
+                np.testing.assert_allclose(actual, expected, rtol=1e-11, atol=1e-12)
 
 
 def path_of(function, shape):
