@@ -77,6 +77,7 @@ linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]
 html_theme = "furo"
 html_title = f"optax_sam {release}"
 html_static_path = ["_static"]
+html_extra_path = ["../llms.txt"]
 html_css_files = ["site.css"]
 html_favicon = "_static/favicon.svg"
 html_copy_source = False

@@ -8,8 +8,8 @@ import optax
 
 from optax_sam import _tree
 from optax_sam._hyperparameters import check_number
+from optax_sam.combinations._clean_gradients import require_clean_gradients
 from optax_sam.combinations._coordinates import coordinate_sets
-from optax_sam.combinations.down_weighting import require_clean_gradients
 
 
 def restrict_to_coordinates(

@@ -11,7 +11,7 @@ import optax
 from optax_sam import _norms, _tree
 from optax_sam._checks import check_like
 from optax_sam._hyperparameters import Hyperparameter, check_number
-from optax_sam.combinations.down_weighting import require_clean_gradients
+from optax_sam.combinations._clean_gradients import require_clean_gradients
 
 
 def orthogonal_part(vector: chex.ArrayTree, direction: chex.ArrayTree) -> chex.ArrayTree:

@@ -8,7 +8,7 @@ import optax
 
 from optax_sam import _tree
 from optax_sam._stages import as_stage
-from optax_sam.combinations.down_weighting import require_clean_gradients
+from optax_sam.combinations._clean_gradients import require_clean_gradients
 
 
 class DecouplingState(NamedTuple):

@@ -1,6 +1,5 @@
 """SANER's combination: magnify the down-weighting that SAM does."""
 
-import contextlib
 from typing import Any, NamedTuple
 
 import chex
@@ -9,9 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import _tree
-from optax_sam._checks import check_like, check_parameters_given
+from optax_sam._checks import check_parameters_given
 from optax_sam._hyperparameters import Hyperparameter, check_integer, check_number
 from optax_sam._masks import MaskOrFunction, resolve_mask
+from optax_sam.combinations._clean_gradients import require_clean_gradients
 from optax_sam.combinations._coordinates import coordinate_sets
 
 
@@ -163,36 +163,3 @@ def linear_warmup_alpha(alpha: float, warmup_epochs: int, steps_per_epoch: int) 
         return alpha * jnp.minimum(epoch, warmup_epochs) / warmup_epochs
 
     return schedule
-
-
-def require_clean_gradients(
-    clean_grads: chex.ArrayTree | None, updates: chex.ArrayTree, name: str
-) -> chex.ArrayTree:
-    """The clean gradient of the leaves that a combination sees; says what is missing otherwise.
-
-    Under ``optax.masked`` and ``optax.partition`` a combination sees some leaves only.
-    """
-    if clean_grads is None:
-        raise ValueError(
-            f"{name} compares with the gradient at the unperturbed parameters, but clean_grads is "
-            "None: pass clean_grads=, or use it as combination= of optax_sam.sharpness_aware, which "
-            "does. If it is one, a wrapper around it drops extra arguments: leave that out."
-        )
-    remedy = (
-        f"{name} compares the two, so they must be gradients of the same parameters. A wrapper "
-        "around it, such as optax.flatten, changes the updates only: leave it out."
-    )
-
-    def is_hidden(leaf: Any) -> bool:
-        return isinstance(leaf, optax.MaskedNode)
-
-    seen = clean_grads
-    with contextlib.suppress(ValueError):
-        seen = jax.tree.map(
-            lambda update, clean: update if is_hidden(update) else clean,
-            updates,
-            clean_grads,
-            is_leaf=is_hidden,
-        )
-    check_like("clean_grads", seen, updates, of="updates", remedy=remedy)
-    return seen

@@ -7,7 +7,7 @@ import optax
 
 from optax_sam import _tree
 from optax_sam._hyperparameters import Hyperparameter
-from optax_sam.combinations.down_weighting import require_clean_gradients
+from optax_sam.combinations._clean_gradients import require_clean_gradients
 
 
 def extrapolate(gamma: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:

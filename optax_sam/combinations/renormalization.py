@@ -6,7 +6,7 @@ import chex
 import optax
 
 from optax_sam import _norms, _tree
-from optax_sam.combinations.down_weighting import require_clean_gradients
+from optax_sam.combinations._clean_gradients import require_clean_gradients
 
 
 def renormalize() -> optax.GradientTransformationExtraArgs:
