@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,16 @@ RECORDS = {
     for name, value in PUBLIC.items()
     if inspect.isclass(value) and (fields_of(value) or getattr(value, "_is_protocol", 0))
 }
+
+
+def test_mutation_testing_knows_every_module_and_every_test():
+    root = Path(optax_sam.__file__).parent
+    files = {path.relative_to(root).as_posix() for path in root.rglob("*.py")}
+    areas = importlib.import_module("tests.mutation.__main__")
+    known = {file for files, _ in areas.AREAS.values() for file in files}
+    assert known == {file for file in files if not file.endswith("__init__.py")}
+    tests = {*areas.SHARED, *(test for _, tests in areas.AREAS.values() for test in tests)}
+    assert all((root.parent / test).is_file() for test in tests)
 
 
 def test_every_exported_name_exists_once():

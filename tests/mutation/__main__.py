@@ -36,13 +36,15 @@ AREAS: dict[str, tuple[list[str], list[str]]] = {
     "perturbations": (
         ["perturbations/adaptive.py", "perturbations/moving_averages.py",
          "perturbations/noise_compensation.py", "perturbations/normalized.py",
-         "perturbations/projection.py", "_tree.py", "_norms.py"],
+         "perturbations/projection.py", "perturbations/loss_budget.py",
+         "perturbations/preconditioning.py", "_tree.py", "_norms.py"],
         ["tests/test_perturbations.py", "tests/test_tree.py", "tests/test_references.py"],
     ),
     "combinations": (
         ["combinations/decomposition.py", "combinations/down_weighting.py",
          "combinations/extrapolation.py", "combinations/coordinates.py",
-         "combinations/_coordinates.py"],
+         "combinations/decoupling.py", "combinations/renormalization.py",
+         "combinations/_coordinates.py", "combinations/_clean_gradients.py"],
         ["tests/test_combinations.py"],
     ),
     "objectives": (
@@ -57,10 +59,13 @@ AREAS: dict[str, tuple[list[str], list[str]]] = {
         ["per_example/ascent.py", "per_example/descent.py", "per_example/factors.py",
          "per_example/gradient.py", "per_example/multiples.py", "per_example/places.py",
          "per_example/plan.py", "per_example/sites.py", "per_example/trace.py",
-         "per_example/uses.py", "per_example/walk.py", "independence.py", "_batch_axis.py"],
+         "per_example/table.py", "per_example/uses.py", "per_example/walk.py", "independence.py",
+         "_batch_axis.py", "_jaxprs.py", "convolutions.py"],
         ["tests/per_example/test_behaviour.py", "tests/per_example/test_multiples.py",
          "tests/per_example/test_loops.py", "tests/per_example/test_equality.py"],
     ),
+    "explain": (["explain.py", "_cost.py"], ["tests/test_explain.py"]),
+    "penalties": (["penalties.py"], ["tests/test_penalties.py"]),
     "linen": (["linen.py"], ["tests/test_linen.py"]),
     "nnx": (["nnx.py"], ["tests/test_nnx.py"]),
     "equinox": (["equinox.py"], ["tests/test_equinox.py"]),
@@ -68,14 +73,16 @@ AREAS: dict[str, tuple[list[str], list[str]]] = {
         ["diagnostics/memorization.py", "diagnostics/coordinates.py", "diagnostics/dynamics.py",
          "diagnostics/suspects.py", "diagnostics/sharpness.py", "diagnostics/curvature.py",
          "diagnostics/spectrum.py", "diagnostics/slices.py", "diagnostics/label_gradients.py",
-         "diagnostics/gradient_factors.py", "diagnostics/compensation.py"],
+         "diagnostics/gradient_factors.py", "diagnostics/compensation.py",
+         "diagnostics/_compiled.py"],
         ["tests/test_diagnostics.py", "tests/test_dynamics.py", "tests/test_sharpness.py",
          "tests/test_mechanisms.py"],
     ),
     "plots": (["plots.py"], ["tests/test_plots.py"]),
     "label_noise": (["label_noise.py"], ["tests/test_label_noise.py"]),
     "hyperparameters": (
-        ["_hyperparameters.py"], ["tests/test_hyperparameters.py", "tests/test_label_noise.py"]
+        ["_hyperparameters.py", "_checks.py"],
+        ["tests/test_hyperparameters.py", "tests/test_label_noise.py", "tests/test_bad_input.py"],
     ),
 }  # fmt: skip
 
