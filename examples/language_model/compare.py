@@ -7,6 +7,7 @@ Runs that differ in nothing but the seed are one line: mean ± standard deviatio
 
 import dataclasses
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -26,7 +27,9 @@ from .figures import save
 from .output_folder import explain, held, write_atomically
 
 PROGRAM = "python -m examples.language_model.compare"
-IDENTITY = ("config", "last", "before", "best_validation_loss", "sharpness", "gradients")
+IDENTITY = {
+    *("config", "last", "before", "best_validation_loss", "sharpness", "gradients", "text_sha256"),
+}
 
 COLUMNS = {
     "validation loss": lambda run: run["last"]["validation_loss"],
@@ -54,6 +57,12 @@ PANELS = {
 LINES = 5
 """So many in a panel can be told apart, each named beside its end; the first run is in every panel."""
 
+OF_TEXT = (
+    *("task", "text", "pattern", "validation_share", "context", "noise_rate"),
+    *("text_column", "label_column", "clean_label_column", "answer_columns"),
+)
+"""Settings that decide the text: runs that agree in them learned the same, if no file has changed."""
+
 NOT_NAMED = BOOKKEEPING | {"seed", "method", "start_from"}
 """Settings in which runs of one line may differ, and the method, which comes first."""
 
@@ -70,7 +79,7 @@ class Comparison:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The results of a finished run, with the rows of its metrics.csv as ``rows``.
+    """The results of a finished run, with its ``folder`` and the rows of its metrics.csv as ``rows``.
 
     Raises:
       ValueError: if the folder holds none.
@@ -78,7 +87,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         rows = logs.read_csv(folder / "metrics.csv")
-        if not set(IDENTITY) <= results.keys() or rows[-1]["step"] != results["last"]["step"]:
+        if not results.keys() >= IDENTITY or rows[-1]["step"] != results["last"]["step"]:
             raise ValueError("its files do not fit together")
     except FileNotFoundError as error:
         raise ValueError(
@@ -89,14 +98,17 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} is damaged, or not of this program ({error}). Leave it out."
         ) from None
-    return results | {"rows": rows}
+    return results | {"folder": str(folder), "rows": rows}
 
 
 def group_runs(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The runs of each setting, named by the settings in which they differ.
 
-    Runs that start from others are one line if the folders of those differ in what stands behind the
-    last underscore, where a seed is expected: ``sam_0``, ``sam_1``.
+    Runs that start from others are one line if the folders of those differ in the number at the end
+    alone, where a seed is expected: ``sam_0``, ``sam_1``.
+
+    Raises:
+      ValueError: if their tasks differ, or if a line would have a seed twice.
     """
     configs = [complete(run["config"]) for run in runs]
     if len(tasks := sorted({config["task"] for config in configs})) > 1:
@@ -110,9 +122,30 @@ def group_runs(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         ]
         if config["start_from"] is not None:
             start = Path(config["start_from"]).name
-            names.append(f"from {start.rpartition('_')[0] or start}")
+            names.append(f"from {re.sub('_[0-9]+$', '', start)}")
         groups.setdefault(", ".join(names), []).append(run)
+    for name, members in groups.items():
+        seeds = [run["config"]["seed"] for run in members]
+        if len(set(seeds)) < len(seeds):
+            folders = ", ".join(run["folder"] for run in members)
+            raise ValueError(
+                f"a seed of one setting ({name}) is there twice: {folders}. Leave one run out."
+            )
     return groups
+
+
+def text_notes(groups: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Says which runs name the same text and learned different ones."""
+    digests: dict[str, set[str]] = {}
+    for run in (run for members in groups.values() for run in members):
+        config = complete(run["config"])
+        key = json.dumps([config["text"], *(config[name] for name in OF_TEXT)])
+        digests.setdefault(key, set()).add(run["text_sha256"])
+    return [
+        f"--text {json.loads(key)[0]}: the runs have learned {len(found)} different texts of this name"
+        for key, found in digests.items()
+        if len(found) > 1
+    ]
 
 
 def cell(values: list[float]) -> str:
@@ -199,6 +232,7 @@ def write(
     header, *lines = table(rows)
     rule = ["---", *["---:"] * (len(header) - 1)]
     text = "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
+    text = "\n\n".join([text, *text_notes(groups)])
     write_atomically(folder / "table.md", text + "\n")
     logs.write_csv(folder / "table.csv", rows)
     save(plot(groups), folder / "curves.png")

@@ -9,15 +9,22 @@ shows how much of the source text they forget. Started again, it goes on where i
 
 import csv
 import dataclasses
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import tyro
 
+from .checkpoints import CheckpointError
 from .compare import read_run, write
 from .config import Config
-from .train import train
+from .output_folder import explain, held
+from .train import INTERRUPTED, TrainingDiverged, changed_settings, train
+
+PROGRAM = "examples.language_model.study"
 
 SMALL = Config(
     layers=2,
@@ -87,6 +94,12 @@ class Study:
     summary: bool = False
     """Write the tables of the runs that have finished, and train nothing."""
 
+    def __post_init__(self):
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(
+                f"--seeds: {self.seeds!r} is not valid. Name one at least, each one once."
+            )
+
 
 def runs(study: Study) -> Iterator[tuple[str, str, Config]]:
     """``(part, name, settings)`` of all runs, those that others start from first."""
@@ -106,19 +119,44 @@ def runs(study: Study) -> Iterator[tuple[str, str, Config]]:
             )
 
 
+def finished(config: Config) -> dict[str, Any] | None:
+    """What a run has left, if it has ended.
+
+    Raises:
+      ValueError: if it was run with other settings.
+    """
+    if not (config.output / "results.json").exists():
+        return None
+    found = read_run(config.output)
+    if changed := changed_settings(found["config"], config):
+        raise ValueError(
+            f"--output: {config.output} is a run of another study ({changed}). Take its settings, or "
+            "name another --output."
+        )
+    return found
+
+
 def run(study: Study) -> None:
     """Trains what is missing, and writes the tables of what has finished.
 
     A table that is there already keeps its rows of runs whose folders are not.
     """
+    with held(study.output):
+        _run(study)
+
+
+def _run(study: Study) -> None:
     groups: dict[str, dict[str, list]] = {"learning": {}, "tuning": {}}
+    for *_, config in runs(study):
+        finished(config)  # before hours of training: it refuses what is of another study
     for part, name, config in runs(study):
-        finished = (config.output / "results.json").exists()
-        if not finished and not study.summary:
+        found = finished(config)
+        if found is None and not study.summary:
             begun = (config.output / "config.json").exists()
             train(dataclasses.replace(config, resume=begun))
-        if finished or not study.summary:
-            groups[part].setdefault(name, []).append(read_run(config.output))
+            found = finished(config)
+        if found is not None:
+            groups[part].setdefault(name, []).append(found)
     for part, named in groups.items():
         folder = (study.tables or study.output / "tables") / part
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,9 +179,24 @@ def _rows_of_others(path: Path, part: str, named: dict[str, list]) -> list[dict]
     return [row for row in rows if row["run"] in known and (row["run"], row["seed"]) not in at_hand]
 
 
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    again = shlex.join([sys.executable, "-m", PROGRAM, *arguments])
+    try:
+        study = tyro.cli(Study, args=arguments, prog=f"python -m {PROGRAM}", description=__doc__)
+        # Runs that differ in the seed only share their compiled programs.
+        jax.config.update("jax_compilation_cache_dir", str(study.output.resolve() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        run(study)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted. To go on:\n{again}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        sys.exit(f"error: {explain(error, again)}")
+    except (ValueError, CheckpointError, TrainingDiverged) as error:
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
-    study = tyro.cli(Study, description=__doc__)
-    # Runs that differ in the seed only share their compiled programs.
-    jax.config.update("jax_compilation_cache_dir", str(study.output.resolve() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    run(study)
+    main()

@@ -354,16 +354,21 @@ def _record(run: Run) -> dict[str, Any]:
     }
 
 
+def changed_settings(then: dict[str, Any], now: Config) -> str:
+    """The settings in which a run differs from an earlier one, as text; its text may have moved."""
+    changed = differences(then, now.to_json())
+    return ", ".join(
+        f"{name}: {old!r} then, {new!r} now"
+        for name, (old, new) in changed.items()
+        if name not in MAY_MOVE
+    )
+
+
 def _check_same_run(run: Run, record: dict[str, Any]) -> None:
     folder = run.config.output
-    changed = differences(record["config"], run.config.to_json())
-    changed = {name: pair for name, pair in changed.items() if name not in MAY_MOVE}
-    if changed:
-        listed = ", ".join(
-            f"{name}: {old!r} then, {new!r} now" for name, (old, new) in changed.items()
-        )
+    if changed := changed_settings(record["config"], run.config):
         raise ValueError(
-            f"--resume: the run in {folder} has other settings ({listed}). Take its settings, or name "
+            f"--resume: the run in {folder} has other settings ({changed}). Take its settings, or name "
             "another --output."
         )
     for name, now in _record(run).items():

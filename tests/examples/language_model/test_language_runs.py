@@ -24,6 +24,7 @@ from examples.language_model import checkpoints, compare, logs, study, train
 from examples.language_model.checkpoints import CheckpointError, Checkpoints
 from examples.language_model.devices import make_mesh
 from examples.language_model.model import Transformer
+from examples.language_model.output_folder import held
 from tests.examples.language_model.small import (
     SETTINGS,
     config,
@@ -214,17 +215,22 @@ def test_classes_of_texts_from_a_language_model_by_adapters(finished, quick, tmp
         train.Run(dataclasses.replace(settings, start_from=settings.output))
 
 
-def test_compare_is_mean_and_deviation_over_the_seeds(tmp_path):
-    def fake(seed, loss, **changes):
-        return {
-            "config": config(seed=seed, **changes).to_json(),
-            "last": {"step": 4, "validation_loss": loss},
-            "sharpness": {"rise": 0.1, "eigenvalue": 3.0},
-            "before": {},
-            "gradients": 4,
-            "rows": [{"step": 4, "validation_loss": loss}],
-        }
+def fake(seed, loss, digest="a", **changes):
+    """A finished run."""
+    return {
+        "config": config(seed=seed, **changes).to_json(),
+        "last": {"step": 4, "validation_loss": loss},
+        "sharpness": {"rise": 0.1, "eigenvalue": 3.0},
+        "before": {},
+        "best_validation_loss": loss,
+        "gradients": 4,
+        "text_sha256": digest,
+        "folder": f"run {seed}",
+        "rows": [{"step": 4, "validation_loss": loss}],
+    }
 
+
+def test_compare_is_mean_and_deviation_over_the_seeds(tmp_path):
     groups = compare.group_runs([fake(0, 1.0), fake(1, 2.0), fake(0, 3.0, method="sam", rho=0.1)])
     assert list(groups) == ["adamw, rho 0.05", "sam, rho 0.1"]
     header, *lines = compare.write(tmp_path, groups)
@@ -257,6 +263,27 @@ def test_compare_is_mean_and_deviation_over_the_seeds(tmp_path):
         compare.read_run(tmp_path)
 
 
+def test_compare_counts_no_run_twice_and_tells_of_other_texts():
+    with pytest.raises(
+        ValueError, match=r"one setting \(adamw\) is there twice: run 0, run 0\. Le"
+    ):
+        compare.group_runs([fake(0, 1.0), fake(0, 1.0)])
+    starts = ["runs/fine_code_0", "runs/fine_code_1", "runs/fine_prose"]
+    groups = compare.group_runs(
+        [fake(i, 1.0, start_from=Path(path)) for i, path in enumerate(starts)]
+    )
+    assert {name: len(runs) for name, runs in groups.items()} == {
+        "adamw, from fine_code": 2,
+        "adamw, from fine_prose": 1,
+    }
+    runs = [fake(0, 1.0), fake(1, 1.0), fake(0, 1.0, "b", method="sam")]
+    assert compare.text_notes(compare.group_runs(runs[:2])) == []
+    assert compare.text_notes(compare.group_runs(runs)) == [
+        "--text stdlib: the runs have learned 2 different texts of this name"
+    ]
+    assert compare.text_notes(compare.group_runs([runs[0], fake(0, 1.0, "b", text="manual")])) == []
+
+
 def test_the_lines_of_the_figure_end_together_and_the_first_run_is_in_every_panel():
     def lines(steps):
         rows = [{"step": step, "validation_loss": 1 / step} for step in steps]
@@ -283,6 +310,45 @@ def test_the_study_starts_from_runs_that_come_before(tmp_path):
         assert settings.steps == 1
         seen.add(settings.output)
     assert len(seen) == 2 * len(study.ROWS)
+
+
+def test_the_study_refuses_runs_of_other_settings_and_says_how_it_goes_on(
+    tmp_path, monkeypatch, capsys
+):
+    flags = ["--output", str(tmp_path), "--seeds", "0", "--steps"]
+
+    def pretend(settings):
+        assert settings.output.parents[1] == tmp_path
+        with pytest.raises(BlockingIOError, match="in use"), held(tmp_path):
+            pass
+        settings.output.mkdir(parents=True)
+        results = fake(0, 1.0) | {"config": settings.to_json()}
+        logs.write_csv(settings.output / "metrics.csv", results.pop("rows"))
+        logs.write_json(settings.output / "results.json", results)
+
+    monkeypatch.setattr(study, "ROWS", study.ROWS[:1])
+    monkeypatch.setattr(study, "train", pretend)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    study.main([*flags, "50"])
+    table = (tmp_path / "tables" / "learning" / "table.md").read_text()
+    assert table.count("| AdamW | 1 | 50 |") == 1
+    for more in ([], ["--summary"]):
+        with pytest.raises(
+            SystemExit, match=r"error: --output: .*another study .*steps: 50 then, 60"
+        ):
+            study.main([*flags, "60", *more])
+
+    def interrupted(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "train", interrupted)
+    flags[1] = str(tmp_path / "other")
+    with pytest.raises(SystemExit) as ended:
+        study.main([*flags, "50"])
+    assert ended.value.code == train.INTERRUPTED
+    assert capsys.readouterr().err.endswith(f"study {shlex.join([*flags, '50'])}\n")
+    with pytest.raises(ValueError, match=r"--seeds: \(0, 0\) is not valid\. .* each one once"):
+        study.Study(seeds=(0, 0))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path, monkeypatch):
