@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats  # type: ignore[import-untyped]
@@ -26,7 +26,7 @@ from . import train
 from .checkpoints import CheckpointError, CheckpointNotSaved
 from .compare import FinishedRun, read_run
 from .config import Augmentation, Config
-from .data import load
+from .data import Dataset, load
 from .logs import write_json
 from .output_folder import explain, held, write_atomically
 
@@ -119,6 +119,14 @@ class Study:
                     raise ValueError(
                         f"--{option}: {name!r} is not valid. Choose from {', '.join(METHODS)}."
                     )
+        for option in ("noises", "decays", "factors", "tuned", "seeds", "epochs", "methods"):
+            values = getattr(self, option)
+            if len(set(values)) < len(values):
+                raise ValueError(f"--{option}: {values!r} is not valid. Name each one once.")
+        if Config.weight_decay in self.decays:
+            raise ValueError(
+                f"--decays: {Config.weight_decay!r} is not valid. It is tried anyway: leave it out."
+            )
         for factor in self.factors:
             if not 0 < factor < float("inf") or factor == 1:
                 raise ValueError(
@@ -130,6 +138,10 @@ class Study:
         for name in ("noises", "seeds", "epochs", "methods"):
             if not getattr(self, name):
                 raise ValueError(f"--{name}: nothing is named. Name one at least.")
+
+
+DIVERGED = "diverged.json"
+"""What a run leaves whose loss was not finite: its message, its settings, the digests of its data."""
 
 
 class Job(NamedTuple):
@@ -201,35 +213,78 @@ def finished(job: Job) -> FinishedRun | None:
     if not (folder / "results.json").exists():
         return None
     run = read_run(folder)
-    if changed := train.changed_settings(run.results["config"], job.config):
-        raise ValueError(
-            f"--output: {folder} is a run of another study ({changed}). Take its settings, or name "
-            "another --output."
-        )
+    _check_settings(job, run.results)
     return run
 
 
 def has_failed(job: Job) -> bool:
-    """Whether its loss was not finite; it is not tried again."""
-    return (job.config.output / "diverged.json").exists()
+    """Whether its loss was not finite; it is not tried again.
+
+    Raises:
+      ValueError: if it was run with other settings.
+    """
+    failure = _failure(job)
+    if failure is None:
+        return False
+    _check_settings(job, failure)
+    return True
+
+
+def _failure(job: Job) -> dict[str, Any] | None:
+    path = job.config.output / DIVERGED
+    failure = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return failure if "config" in failure else None  # an earlier version wrote none: tried again
+
+
+def _check_settings(job: Job, record: dict[str, Any]) -> None:
+    if changed := train.changed_settings(record["config"], job.config):
+        raise ValueError(
+            f"--output: {job.config.output} is a run of another study ({changed}). Take its settings, "
+            "or name another --output."
+        )
+
+
+def check_data(study: Study, data: Dataset) -> None:
+    """Raises a ValueError if a run in the folder has seen other images or labels than these."""
+    now: dict[tuple[str, int], dict[str, str]] = {}
+    every = itertools.product(study.noises, study.epochs, contenders(study), study.seeds)
+    for noise, epochs, name, seed in every:
+        job = make_job(study, noise, epochs, name, seed)
+        run = finished(job)
+        record = _failure(job) if run is None else run.results
+        if record is None:
+            continue
+        if (noise, seed) not in now:
+            now[noise, seed] = train.part_of(data, job.config)[-1]
+        if changed := train.changed_data(record, now[noise, seed]):
+            raise ValueError(
+                f"--output: {job.config.output} was trained on {changed}. Is DATA the same? Name "
+                "another --output for other data."
+            )
 
 
 def choices(study: Study, noise: str) -> dict[str, str]:
     """The contender with the best setting, of every method that is tried with several.
 
     It has the best accuracy on held-out noisy labels after the last epoch of the short run of the first
-    seed.
+    seed. Nothing is chosen before all of them have ended.
     """
     best = {}
     for method in study.tuned:
-        found = {}
-        for name in contenders(study):
-            if name.partition(",")[0] == method:
-                run = finished(make_job(study, noise, study.epochs[0], name, study.seeds[0]))
-                if run is not None:
-                    found[name] = run.results["last"]["held_out_accuracy"]
-        if len(found) > 1:
-            best[method] = max(found, key=found.__getitem__)
+        tried = {
+            name: make_job(study, noise, study.epochs[0], name, study.seeds[0])
+            for name in contenders(study)
+            if name.partition(",")[0] == method
+        }
+        runs = {name: finished(job) for name, job in tried.items()}
+        shares = {
+            name: run.results["last"]["held_out_accuracy"]
+            for name, run in runs.items()
+            if run is not None
+        }
+        ended = all(name in shares or has_failed(job) for name, job in tried.items())
+        if ended and shares and len(tried) > 1:
+            best[method] = max(shares, key=shares.__getitem__)
     return best
 
 
@@ -262,14 +317,15 @@ def run(study: Study) -> bool:
     """
     deadline = time.monotonic() + 60 * study.minutes
     with held(study.output):
+        data = load(study.data)
+        check_data(study, data)
         try:
-            return _run_until(study, deadline)
+            return _run_until(study, data, deadline)
         finally:
             report(study)
 
 
-def _run_until(study: Study, deadline: float) -> bool:
-    data = load(study.data)
+def _run_until(study: Study, data: Dataset, deadline: float) -> bool:
     for job in jobs(study):
         if finished(job) is not None or has_failed(job):
             continue
@@ -284,36 +340,42 @@ def _run_until(study: Study, deadline: float) -> bool:
         except train.OutOfTime:
             return False
         except train.TrainingDiverged as error:
-            write_json(job.config.output / "diverged.json", {"message": str(error)})
+            print(f"{job.config.output} has diverged: {error}", flush=True)
+            failure = {"message": str(error), "config": job.config.to_json()}
+            write_json(job.config.output / DIVERGED, failure | train.part_of(data, job.config)[-1])
     return True
 
 
 def table(study: Study, noise: str, epochs: int) -> str | None:
     """The table of what has finished with this noise and length, or None."""
-    lines = {}
+    lines, diverged = {}, {}
     for name in sorted(worth(study, noise), key=[*contenders(study)].index):
-        runs = [finished(make_job(study, noise, epochs, name, seed)) for seed in study.seeds]
-        runs = [run for run in runs if run is not None]
-        if runs:
+        planned = [make_job(study, noise, epochs, name, seed) for seed in study.seeds]
+        runs = [run for run in map(finished, planned) if run is not None]
+        diverged[name] = sum(map(has_failed, planned))
+        if runs or diverged[name]:
             lines[name] = runs
-    if not lines:
+    if not any(lines.values()):
         return None
     speeds = {
         name: statistics.median(row["images_per_second"] for run in runs for row in run.rows)
         for name, runs in lines.items()
+        if runs
     }
     best = choices(study, noise)
     sgd = lines.get(best.get("SGD", "SGD"))
     rows = [HEADER, ["---", *["---:"] * (len(HEADER) - 1)]]
     for name, runs in lines.items():
-        parts = [name, str(len(runs)), _mean(runs, "test_accuracy"), _difference(runs, sgd)]
+        seeds = f"{len(runs)}" + (f" ({diverged[name]} diverged)" if diverged[name] else "")
+        parts = [name, seeds, _mean(runs, "test_accuracy"), _difference(runs, sgd)]
         parts += [_mean(runs, "memorized"), _mean(runs, "held_out_accuracy")]
-        ratio = f"{speeds['SAM'] / speeds[name]:.2f}" if "SAM" in speeds else "–"
-        parts += [f"{speeds[name]:,.0f}", ratio]
+        parts.append(f"{speeds[name]:,.0f}" if runs else "–")
+        parts.append(f"{speeds['SAM'] / speeds[name]:.2f}" if runs and "SAM" in speeds else "–")
         if name in best.values():
             parts[0] += " (chosen)"
         rows.append(parts)
-    device, wrong = runs[0].results["device"], runs[0].results["wrong_labels"]
+    some = next(runs[0].results for runs in lines.values() if runs)
+    device, wrong = some["device"], some["wrong_labels"]
     notes = (
         f"{noise}, {100 * wrong:.0f} % wrong labels, {epochs} epochs, {device}. Last epoch, mean ± "
         "standard deviation over the seeds; minus SGD, with its chosen settings: mean difference "
@@ -327,16 +389,17 @@ def trials(study: Study, noise: str) -> str | None:
     """The settings that were tried with the first seed, or None: a column per weight decay."""
     cells: dict[tuple[int, float, str], dict[float, str]] = {}
     for name, settings in contenders(study).items():
-        run = finished(make_job(study, noise, study.epochs[0], name, study.seeds[0]))
-        method = name.partition(",")[0]
-        if run is not None and method in study.tuned:
-            last, config = run.results["last"], run.results["config"]
+        job = make_job(study, noise, study.epochs[0], name, study.seeds[0])
+        run, failed, method = finished(job), has_failed(job), name.partition(",")[0]
+        if (run is not None or failed) and method in study.tuned:
             symbol, setting = ("ρ", "rho") if "rho" in settings else RATE
-            line = f"{method}, {symbol} = {config[setting]:g}"
-            shares = (100 * last.get(key, np.nan) for key in ("test_accuracy", "memorized"))
-            text = "{:.1f} / {:.0f}".format(*shares)
-            place = study.tuned.index(method), config[setting], line
-            cells.setdefault(place, {})[config["weight_decay"]] = text
+            value, text = getattr(job.config, setting), "diverged"
+            if run is not None:
+                last = run.results["last"]
+                shares = (100 * last.get(key, np.nan) for key in ("test_accuracy", "memorized"))
+                text = "{:.1f} / {:.0f}".format(*shares)
+            place = study.tuned.index(method), value, f"{method}, {symbol} = {value:g}"
+            cells.setdefault(place, {})[job.config.weight_decay] = text
     decays = sorted({decay for line in cells.values() for decay in line})
     if len(decays) < 2:
         return None
@@ -348,6 +411,8 @@ def trials(study: Study, noise: str) -> str | None:
 
 
 def _mean(runs: list[FinishedRun], measure: str) -> str:
+    if not runs:
+        return "–"
     values = [100 * run.results["last"].get(measure, np.nan) for run in runs]
     deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{np.mean(values):.1f}{deviation}"
@@ -379,15 +444,21 @@ def report(study: Study) -> None:
             if text is not None:
                 write_atomically(study.output / f"{noise.replace(':', '_')}_{name}.md", text)
                 print(text)
-    done = {job.config.output for job in jobs(study) if finished(job) or has_failed(job)}
-    missing = [job for job in jobs(study) if job.config.output not in done]
+    planned = {job.config.output: job for job in jobs(study)}.values()
+    counts = {
+        "finished": sum(finished(job) is not None for job in planned),
+        "diverged": sum(map(has_failed, planned)),
+    }
+    counts["missing"] = len(planned) - sum(counts.values())
     write_json(
         study.output / "study.json",
-        json.loads(json.dumps(dataclasses.asdict(study), default=str))
-        | {"finished": len(done), "missing": len(missing)},
+        json.loads(json.dumps(dataclasses.asdict(study), default=str)) | counts,
     )
-    more = " The same command goes on." if missing else ""
-    print(f"{len(done)} runs have finished, {len(missing)} are missing.{more}")
+    more = " The same command goes on." if counts["missing"] else ""
+    print(
+        f"{counts['finished']} runs have finished, {counts['diverged']} have diverged, "
+        f"{counts['missing']} are missing.{more}"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

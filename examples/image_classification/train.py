@@ -30,7 +30,7 @@ from jax.experimental import multihost_utils
 from . import figures, logs, methods
 from .checkpoints import Checkpoint, CheckpointError, CheckpointNotSaved, Checkpoints
 from .config import Config, differences
-from .data import Dataset, load, mean_and_deviation, noisy_labels, subset
+from .data import Dataset, NoisyLabels, load, mean_and_deviation, noisy_labels, subset
 from .devices import Devices, start_processes
 from .interrupts import between_steps
 from .models import make_model
@@ -106,6 +106,14 @@ def make_optimizer(
     )
 
 
+def part_of(data: Dataset, config: Config) -> tuple[Dataset, NoisyLabels, dict[str, str]]:
+    """What a run has of a data set: its images, its noisy labels, and the digests of both."""
+    data = data if config.subset is None else subset(data, config.subset, config.seed)
+    labels = noisy_labels(data, config.noise, config.noise_rate, config.seed)
+    images_digest = _digest(data.images, data.test_images)
+    return data, labels, {"labels_sha256": labels.digest, "images_sha256": images_digest}
+
+
 class Run:
     """One run: its data, its functions and its folder.
 
@@ -125,9 +133,7 @@ class Run:
         self.devices = Devices(config.parallel, devices)
         self.writes = jax.process_index() == 0  # one process of several keeps the folder
         data = load(config.data, config.human_labels) if data is None else data
-        self.data = data if config.subset is None else subset(data, config.subset, config.seed)
-        self.images_digest = _digest(self.data.images, self.data.test_images)
-        self.labels = noisy_labels(self.data, config.noise, config.noise_rate, config.seed)
+        self.data, self.labels, self.digests = part_of(data, config)
         self.held_out = _draw_held_out(len(self.data.labels), config)
         self.trained = np.flatnonzero(~self.held_out)
         self._check_sizes()
@@ -410,8 +416,7 @@ def _record(run: Run) -> dict[str, Any]:
     packages = ("jax", "jaxlib", "flax", "optax", "optax_sam", "orbax-checkpoint", "numpy")
     return {
         "config": run.config.to_json(),
-        "labels_sha256": run.labels.digest,
-        "images_sha256": run.images_digest,
+        **run.digests,
         "device": jax.devices()[0].device_kind,
         "devices": run.devices.count,
         "versions": {name: importlib.metadata.version(name) for name in packages},
@@ -428,6 +433,15 @@ def changed_settings(then: dict[str, Any], now: Config) -> str:
     )
 
 
+def changed_data(then: dict[str, Any], now: dict[str, str]) -> str:
+    """What is not the same any more, labels or images, by their digests, as text."""
+    return ", ".join(
+        f"other {name.removesuffix('_sha256')} (SHA-256 {then[name][:12]} then, {digest[:12]} now)"
+        for name, digest in now.items()
+        if then[name] != digest
+    )
+
+
 def _check_same_run(run: Run, record: dict[str, Any]) -> None:
     folder = run.config.output
     if changed := changed_settings(record["config"], run.config):
@@ -435,13 +449,10 @@ def _check_same_run(run: Run, record: dict[str, Any]) -> None:
             f"--resume: the run in {folder} has other settings ({changed}). Take its settings, or name "
             "another --output."
         )
-    for what, now in (("labels", run.labels.digest), ("images", run.images_digest)):
-        then = record[f"{what}_sha256"]
-        if then != now:
-            raise ValueError(
-                f"--resume: the run in {folder} was trained on other {what} (SHA-256 {then[:12]} then, "
-                f"{now[:12]} now). Is --data the same?"
-            )
+    if changed := changed_data(record, run.digests):
+        raise ValueError(
+            f"--resume: the run in {folder} was trained on {changed}. Is --data the same?"
+        )
 
 
 def _digest(*arrays: np.ndarray) -> str:

@@ -176,7 +176,7 @@ def test_other_images_under_the_same_labels_are_noticed(tmp_path):
     record = train._record(run)
     train._check_same_run(run, record)
     run.data.images[0, 0, 0] += 1
-    assert train._digest(run.data.images, run.data.test_images) != record["images_sha256"]
+    assert train.part_of(run.data, run.config)[-1]["images_sha256"] != record["images_sha256"]
     with pytest.raises(ValueError, match="trained on other images"):
         train._check_same_run(run, record | {"images_sha256": "0" * 64})
 

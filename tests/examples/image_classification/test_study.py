@@ -1,6 +1,7 @@
 """The program that fills a given number of minutes, and the examples that choose a setting."""
 
 import dataclasses
+import shutil
 import time
 
 import numpy as np
@@ -12,6 +13,17 @@ from examples.image_classification.data import load
 from examples.image_classification.study import Study, choices, jobs, run
 
 TINY = Config(subset=64, batch_size=16, width=16, epochs=2, learning_rate=0.02, held_out=0.25)
+
+
+DIGESTS = {"labels_sha256": "a", "images_sha256": "b"}
+
+
+@pytest.fixture
+def digests(monkeypatch):
+    """Those of the data that are there now, where a test trains nothing."""
+    now = dict(DIGESTS)
+    monkeypatch.setattr(train, "part_of", lambda *_: (None, None, now))
+    return now
 
 
 def small(folder, **changes):
@@ -29,7 +41,7 @@ def pretend(config, data=None, deadline=0.0):
         row["images_per_second"] = 400.0 if config.group_size else 500.0
     logs.write_json(config.output / "config.json", config.to_json())
     logs.write_csv(config.output / "metrics.csv", [row])
-    results = {"config": config.to_json(), "labels_sha256": "", "last": row, "best": row}
+    results = {"config": config.to_json(), "last": row, "best": row} | DIGESTS
     logs.write_json(config.output / "results.json", results | {"device": "A", "wrong_labels": 0.4})
 
 
@@ -37,7 +49,7 @@ def done(folder):
     return sorted(str(path.parent.relative_to(folder)) for path in folder.rglob("results.json"))
 
 
-def test_what_tells_most_comes_first(tmp_path, monkeypatch):
+def test_what_tells_most_comes_first(tmp_path, monkeypatch, digests, capsys):
     started = []
 
     def train_one(config, **options):
@@ -78,12 +90,20 @@ def test_what_tells_most_comes_first(tmp_path, monkeypatch):
     assert len(started) == before  # nothing is done twice
     with pytest.raises(ValueError, match=r"another study \(width: 64 then, 32 now\)"):
         run(small(tmp_path, width=32))
+    digests["labels_sha256"] = "c"
+    capsys.readouterr()
+    with pytest.raises(
+        ValueError, match=r"0 was trained on other labels \(SHA-256 a then, c now\)"
+    ):
+        run(small(tmp_path))
+    assert not capsys.readouterr().out  # no table of the other data
 
 
 def test_a_decay_that_is_not_chosen_gets_no_more_seeds(tmp_path):
-    settings = small(tmp_path, decays=(1e-4,), noises=("symmetric",))
+    settings = small(tmp_path, decays=(1e-4, 2e-4), noises=("symmetric",))
     planned = jobs(settings)
-    for _ in range(8):  # the first seed of all contenders
+    for number in range(10):  # the first seed of all contenders, SAM's last
+        assert choices(settings, "symmetric") == ({"SGD": "SGD"} if number >= 8 else {})
         pretend(next(planned).config)
     assert choices(settings, "symmetric") == {"SGD": "SGD", "SAM": "SAM"}
     assert {job.config.weight_decay for job in planned} == {5e-4}
@@ -122,7 +142,7 @@ def test_radii_and_learning_rates_are_chosen_too(tmp_path):
     assert shown == {*settings.methods, *chosen.values()}  # not all that was tried
 
 
-def test_it_stops_in_time_and_goes_on(tmp_path, monkeypatch):
+def test_it_stops_in_time_and_goes_on(tmp_path, monkeypatch, digests):
     settings = small(tmp_path, methods=("SGD", "J-SAM"), noises=("symmetric",), seeds=(0,))
     clock, resumed = [0.0], []
     monkeypatch.setattr(study.time, "monotonic", lambda: clock[0])
@@ -148,7 +168,9 @@ def test_it_stops_in_time_and_goes_on(tmp_path, monkeypatch):
     assert len(done(tmp_path)) == 6
 
 
-def test_nothing_begins_after_the_end_and_the_last_run_may_be_cut_short(tmp_path, monkeypatch):
+def test_nothing_begins_after_the_end_and_the_last_run_may_be_cut_short(
+    tmp_path, monkeypatch, digests
+):
     clock, started = [0.0], []
     monkeypatch.setattr(study.time, "monotonic", lambda: clock[0])
     settings = small(tmp_path, methods=("SGD",), noises=("symmetric",), seeds=(0,), epochs=(1,))
@@ -168,24 +190,58 @@ def test_nothing_begins_after_the_end_and_the_last_run_may_be_cut_short(tmp_path
     assert not run(settings)  # of two, the last one is left
 
 
-def test_what_diverges_is_left_out_and_not_tried_again(tmp_path, monkeypatch):
-    settings = small(
-        tmp_path, methods=("SGD", "SAM"), decays=(), noises=("symmetric",), epochs=(1,)
-    )
+def test_what_diverges_is_told_and_not_tried_again(tmp_path, monkeypatch, digests, capsys):
+    settings = small(tmp_path, methods=("SGD", "SAM"), noises=("symmetric",), epochs=(1,))
     tried = []
 
     def train_one(config, **_):
-        tried.append(config.method)
+        tried.append((config.method, config.weight_decay, config.seed))
         config.output.mkdir(parents=True)
-        if config.method == "sam":
+        if config.method == "sam" and config.weight_decay == 0.01:
             raise train.TrainingDiverged("the loss is nan")
+        if config.method == "sgd" and config.seed == 1:
+            raise train.TrainingDiverged("the loss is inf")
         pretend(config)
 
     monkeypatch.setattr(train, "train", train_one)
     assert run(settings)
     assert run(settings)
-    assert tried == ["sgd", "sam"] * 2  # of two seeds
-    assert "| SAM |" not in (tmp_path / "symmetric_1_epochs.md").read_text()
+    assert len(tried) == len(set(tried)) == 7  # at the larger decay SGD is chosen, SAM has failed
+    assert choices(settings, "symmetric") == {"SGD": "SGD, decay 0.01", "SAM": "SAM"}
+    said = capsys.readouterr().out
+    assert said.count("/0 has diverged: the loss is nan\n") == 1
+    assert said.endswith("4 runs have finished, 3 have diverged, 0 are missing.\n")
+    lines = (tmp_path / "symmetric_1_epochs.md").read_text().splitlines()[2:5]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        *(["| SGD", "1 (1 diverged)"], ["| SAM (chosen)", "2"]),
+        ["| SGD, decay 0.01 (chosen)", "1 (1 diverged)"],
+    ]
+    assert "| SAM, ρ = 0.1 | 50.0 / 25 | diverged |" in study.trials(settings, "symmetric")
+    with pytest.raises(ValueError, match=r"SAM_decay_0\.01/0 is .*\(width: 64 then, 32 now\)"):
+        study.has_failed(
+            next(
+                j
+                for j in jobs(dataclasses.replace(settings, width=32))
+                if j.name == "SAM, decay 0.01"
+            )
+        )
+    digests["images_sha256"] = "c"
+    settings = dataclasses.replace(settings, methods=("SAM",), seeds=(0,))
+    shutil.rmtree(tmp_path / "symmetric_1_epochs" / "SAM")
+    with pytest.raises(ValueError, match=r"SAM_decay_0\.01/0 was trained on other images"):
+        run(settings)
+
+
+def test_a_line_of_which_every_seed_diverged_stays_in_the_table(tmp_path):
+    settings = small(tmp_path, methods=("SGD", "SAM"), decays=(), seeds=(0,))
+    first, second = (study.make_job(settings, "symmetric", 1, name, 0) for name in ("SGD", "SAM"))
+    assert study.table(settings, "symmetric", 1) is None
+    pretend(first.config)
+    second.config.output.mkdir(parents=True)
+    failure = {"config": second.config.to_json()} | DIGESTS
+    logs.write_json(second.config.output / study.DIVERGED, failure)
+    line = study.table(settings, "symmetric", 1).splitlines()[3]
+    assert line == "| SAM | 0 (1 diverged) | – | – | – | – | – | – |"
 
 
 @pytest.mark.parametrize(
@@ -197,6 +253,8 @@ def test_what_diverges_is_left_out_and_not_tried_again(tmp_path, monkeypatch):
         ({"tuned": ("SDG",)}, r"--tuned: 'SDG'.*Choose from SGD, SAM"),
         ({"factors": (2.0, 1.0)}, r"--factors: 1.0 is not valid"),
         ({"factors": (-1.0,)}, r"--factors: -1.0 is not valid"),
+        ({"seeds": (0, 0)}, r"--seeds: \(0, 0\) is not valid\. Name each one once"),
+        ({"decays": (0.01, 0.0005)}, r"--decays: 0\.0005 is not valid\. It is tried anyway"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):
