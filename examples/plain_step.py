@@ -47,6 +47,8 @@ def main(epochs: int = 60, batch_size: int = 64, seed: int = 0) -> None:
     inputs, test_inputs, labels, test_labels = train_test_split(
         inputs, labels, test_size=500, stratify=labels, random_state=0
     )
+    if not 1 <= batch_size <= len(inputs):
+        raise SystemExit(f"--batch-size: {batch_size} is not valid. It lies in [1, {len(inputs)}].")
     noisy = optax_sam.label_noise.symmetric(labels, rate=0.4, num_classes=10, seed=seed)
 
     params = model.init(jax.random.key(seed), inputs[:1])

@@ -373,7 +373,8 @@ def _train_from(
     if run.writes:
         board.close()
         logs.write_json(folder / "results.json", results)
-        figures.plot_run(folder, rows, run.data.labels, predicted, run.labels.changed)
+        wrong = run.labels.changed & ~run.held_out  # of what was trained on
+        figures.plot_run(folder, rows, run.data.labels, predicted, wrong)
     return results
 
 

@@ -28,7 +28,7 @@ DEFAULTS = dataclasses.replace(PRESETS["digits"][1], width=16)
 CHUNK = 1000
 ELSEWHERE = (
     *("augmentation", "data_on", "model", "norm", "depth", "precision"),
-    *("parallel", "perturbation", "epoch_loop"),
+    *("held_out", "group_size", "parallel", "perturbation", "epoch_loop"),
     *("evaluate_every", "output", "resume", "checkpoint_every", "keep_checkpoints"),
 )
 """Settings of train.py that mean nothing here."""

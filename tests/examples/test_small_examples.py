@@ -27,6 +27,9 @@ def load(name):
 @pytest.mark.parametrize("name", ["plain_step", "batch_norm_and_dropout"])
 def test_it_learns_and_is_deterministic(name, capsys):
     example = load(name)
+    for size in (0, 2000):
+        with pytest.raises(SystemExit, match=rf"--batch-size: {size} is .* in \[1, 1297\]"):
+            example.main(batch_size=size)
     example.main(epochs=4)
     first = capsys.readouterr().out
     accuracies = [float(found) for found in re.findall(r"test accuracy ([\d.]+)%", first)]

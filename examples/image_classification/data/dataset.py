@@ -165,8 +165,8 @@ def subset(dataset: Dataset, count: int, seed: int = 0) -> Dataset:
     total = dataset.labels.size
     if not dataset.num_classes <= count <= total:
         raise ValueError(
-            f"count must lie in [{dataset.num_classes}, {total}], from one training image per "
-            f"class to all, got {count}."
+            f"--subset: {count!r} is not valid. It lies in [{dataset.num_classes}, {total}], from one "
+            "training image per class to all."
         )
     order = np.random.default_rng(seed).permutation(total)
     # Each image's place within its class, as a share: the `count` smallest are the sample.

@@ -133,6 +133,6 @@ def _human(dataset: Dataset, annotation: str) -> np.ndarray:
         raise ValueError(
             f"this {dataset.name} data has the human annotations "
             f"{', '.join(dataset.human_labels) or '(none)'}, not {annotation!r}. "
-            "Put the label file of CIFAR-N beside the data or give it as human_labels."
+            "Put the label file of CIFAR-N beside the data or name it with --human-labels."
         )
     return dataset.human_labels[annotation].copy()

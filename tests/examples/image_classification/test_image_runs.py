@@ -212,8 +212,11 @@ def test_alpha_warms_up_over_epochs_where_second_gradients_are_rare(every_k, ste
 def test_the_nnx_page_refuses_what_it_ignores():
     from examples.image_classification import train_nnx
 
-    with pytest.raises(ValueError, match="--model has no effect"):
-        train_nnx.main(dataclasses.replace(train_nnx.DEFAULTS, model="preact_resnet18"))
+    ignored = {"model": "preact_resnet18", "held_out": 0.1, "group_size": 8}
+    for name, value in ignored.items():
+        flag = "--" + name.replace("_", "-")
+        with pytest.raises(ValueError, match=f"{flag} has no effect"):
+            train_nnx.main(dataclasses.replace(train_nnx.DEFAULTS, **{name: value}))
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):

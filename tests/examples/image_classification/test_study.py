@@ -279,7 +279,9 @@ def test_held_out_examples_are_not_trained_on():
     assert (other.held_out != training.held_out).any()
 
 
-def test_a_run_stops_at_the_deadline_and_resumes(tmp_path):
+def test_a_run_stops_at_the_deadline_and_resumes(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(train.figures, "plot_run", lambda *of: drawn.append(of[-1]))
     config, data = dataclasses.replace(TINY, checkpoint_every=5, output=tmp_path), load("digits")
     with pytest.raises(train.OutOfTime, match="after epoch 1"):
         train.train(config, data=data, deadline=time.monotonic())
@@ -287,3 +289,4 @@ def test_a_run_stops_at_the_deadline_and_resumes(tmp_path):
     results = train.train(dataclasses.replace(config, resume=True), data=data)
     assert results["last"]["epoch"] == 2
     assert 0 <= results["last"]["held_out_accuracy"] <= 1
+    assert drawn[0].sum() == round(48 * results["wrong_labels"])  # no held-out example among them
