@@ -16,12 +16,12 @@ from pathlib import Path
 import nbformat
 from installation import insert_address, repository
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from pictures import shrink_pictures
 from thumbnails import picture_of, write_thumbnail
 
 FOLDER = Path(__file__).parent
-SECONDS_PER_NOTEBOOK = 300
+SECONDS_PER_NOTEBOOK = 600
 
 
 def execute(notebook: nbformat.NotebookNode) -> None:
@@ -32,10 +32,13 @@ def execute(notebook: nbformat.NotebookNode) -> None:
 
     Raises:
       CellExecutionError: of the first cell that fails.
+      CellTimeoutError: if all cells together take longer than ``SECONDS_PER_NOTEBOOK``.
+      DeadKernelError: if the kernel is killed.
     """
+    end = time.monotonic() + SECONDS_PER_NOTEBOOK
     NotebookClient(
         notebook,
-        timeout=SECONDS_PER_NOTEBOOK,
+        timeout_func=lambda cell: max(end - time.monotonic(), 1),  # 0 would be no limit
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,  # what one cell prints is one output
@@ -43,6 +46,16 @@ def execute(notebook: nbformat.NotebookNode) -> None:
         resources={"metadata": {"path": str(FOLDER)}},
     ).execute()
     notebook.metadata.language_info = {"name": "python"}  # without the version of this Python
+
+
+def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Writes a file that is there in full or not at all, also if the program is killed."""
+    temporary = path.with_name(f".{path.name}")
+    try:
+        nbformat.write(notebook, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def main() -> int:
@@ -69,10 +82,10 @@ def main() -> int:
             execute(notebook)
             if not arguments.check:
                 shrink_pictures(notebook)
-                nbformat.write(notebook, path)
+                write(notebook, path)
                 write_thumbnail(name, picture_of(path))
             outcome = "runs"
-        except CellExecutionError as error:
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             failed += 1
             outcome = f"FAILS\n{error}"
         print(f"{name}: {outcome}, {time.perf_counter() - start:.0f} s", flush=True)

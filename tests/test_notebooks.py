@@ -168,3 +168,62 @@ def test_it_uses_public_names_only(name):
         assert "._" not in module
         is_module = module == "optax_sam" and (ROOT / "optax_sam" / f"{member}.py").is_file()
         assert is_module or member in public_names(importlib.import_module(module)), member
+
+
+@pytest.fixture
+def execute(monkeypatch, tmp_path):
+    """The program, with a folder that has one notebook."""
+    pytest.importorskip("nbclient", reason="needs the extra optax_sam[notebooks]")
+    monkeypatch.syspath_prepend(ROOT / "notebooks")
+    program = importlib.import_module("notebooks.execute")
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "one.ipynb")
+    monkeypatch.setattr(program, "FOLDER", tmp_path)
+    monkeypatch.setattr(program, "insert_address", lambda *args: None)
+    monkeypatch.setattr("sys.argv", ["execute.py"])
+    return program
+
+
+def test_the_cells_of_a_notebook_share_its_time(execute, monkeypatch):
+    given = {}
+    client = type("Client", (), {"execute": lambda self: None})
+    monkeypatch.setattr(
+        execute, "NotebookClient", lambda notebook, **options: given.update(options) or client()
+    )
+    execute.execute(nbformat.v4.new_notebook())
+    assert "timeout" not in given
+    left = given["timeout_func"]
+    assert 0 < left(None) <= execute.SECONDS_PER_NOTEBOOK
+    end = execute.time.monotonic() + execute.SECONDS_PER_NOTEBOOK
+    monkeypatch.setattr(execute.time, "monotonic", lambda: end - 7)
+    assert 0 < left(None) <= 7
+    monkeypatch.setattr(execute.time, "monotonic", lambda: end + 7)
+    assert left(None) == 1
+
+
+@pytest.mark.parametrize("name", ["CellTimeoutError", "DeadKernelError"])
+def test_a_notebook_that_ends_early_has_failed(execute, name, monkeypatch, capsys):
+    def fail(notebook):
+        raise getattr(importlib.import_module("nbclient.exceptions"), name)("it is over")
+
+    monkeypatch.setattr(execute, "execute", fail)
+    assert execute.main() == 1
+    assert "one: FAILS\nit is over" in capsys.readouterr().out
+
+
+def test_a_notebook_is_written_in_full_or_not_at_all(execute, monkeypatch):
+    path = execute.FOLDER / "one.ipynb"
+    before = path.read_text()
+
+    def half(notebook, file):
+        Path(file).write_text("half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(execute, "execute", lambda notebook: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(execute.nbformat, "write", half)
+        with pytest.raises(OSError, match="disk full"):
+            execute.main()
+    assert path.read_text() == before
+    execute.write(nbformat.v4.new_notebook(metadata={"new": 1}), path)
+    assert '"new": 1' in path.read_text()
+    assert [file.name for file in execute.FOLDER.iterdir()] == ["one.ipynb"]

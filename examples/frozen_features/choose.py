@@ -54,12 +54,24 @@ class Criterion(NamedTuple):
 
 
 def choose(results: list[Result]) -> Choice:
-    """Chooses among the settings of the last round.
+    """Chooses among the settings of the last round that have not diverged.
 
     The intervals count the held-out rows as the only chance; the noise of a few seeds comes on top.
+
+    Raises:
+      ValueError: if all have.
     """
     ranking = scores(results)
-    order = sorted(ranking, key=lambda setting: -ranking[setting])
+    order = sorted(
+        (setting for setting in ranking if math.isfinite(ranking[setting])),
+        key=lambda setting: -ranking[setting],
+    )
+    if not order:
+        rates = sorted({result.setting.rate for result in results})
+        raise ValueError(
+            f"--learning-rates: {', '.join(f'{rate:g}' for rate in rates)}: every setting diverged. "
+            "Give lower ones."
+        )
     best = order[0]
     hits = _hits(results, best)
     interval = _interval(hits)
@@ -80,7 +92,7 @@ def compare_criteria(results: list[Result]) -> list[Criterion]:
     """What every criterion would choose among all settings of the first round."""
     first = [result for result in results if result.rung == 0]
     clean = scores(first, "clean_accuracy")
-    known = all(math.isfinite(value) for value in clean.values())
+    known = any(math.isfinite(value) for value in clean.values())
     rows = []
     for name in CRITERIA:
         values = scores(first, name)

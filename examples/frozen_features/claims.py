@@ -14,7 +14,6 @@ from .studies import (
     METHODS,
     STUDIES,
     Contender,
-    trials,
 )
 from .summary import candidates, chosen, finals, markdown_table, paired, reported
 
@@ -245,16 +244,13 @@ def trial_cells(
     rows: list[dict[str, Any]], name: str, each: Contender
 ) -> dict[tuple[float, float], str]:
     """By radius and decay: test accuracy and memorized wrong labels of a contender's trials, in %."""
-    wanted = {trial.knobs for trial in trials(each, name) if trial.knobs.rate == 0.02}
-    cells = {}
-    for row in rows:
-        knobs = row["knobs"]
-        key = tuple(knobs[field] for field in ("rho", "decay", "rate", "strength"))
-        ours = row["set"] == name and row["contender"] == each.name and row["part"] == "trial"
-        if ours and row["seed"] == 0 and key in wanted:
-            text = f"{100 * row['test']:.1f} / {100 * row['memorized']:.0f}"
-            cells[knobs["rho"], knobs["decay"]] = text
-    return cells
+    return {
+        (row["knobs"]["rho"], row["knobs"]["decay"]): (
+            f"{100 * row['test']:.1f} / {100 * row['memorized']:.0f}"
+        )
+        for row in candidates(rows, name, each)[1]
+        if row["knobs"]["rate"] == 0.02
+    }
 
 
 def readings(rows: list[dict[str, Any]], name: str) -> str:
@@ -271,8 +267,7 @@ def readings(rows: list[dict[str, Any]], name: str) -> str:
             continue
         tests = {
             (row["knobs"]["rho"], row["knobs"]["strength"]): row["test"]
-            for row in rows
-            if (row["set"], row["contender"], row["part"]) == (name, each.name, "trial")
+            for row in candidates(rows, name, each)[1]
         }
         for rho in sorted({rho for rho, _ in tests}):
             cells = [tests.get((rho, kappa)) for kappa in kappas]

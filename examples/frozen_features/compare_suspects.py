@@ -6,8 +6,9 @@
 DATA must have clean labels; they serve for the comparison only. Every row but cleanlab's is one
 training run that scores the rows it was trained on. cleanlab does its usual: out-of-sample
 probabilities by 5-fold cross-validation of a logistic regression, then 1 − the probability of the
-observed class. The seconds are of the processor, compilation included: unlike the clock's they do not
-hang on what else the machine does, and with several threads they count each.
+observed class. The seconds are of the processor: unlike the clock's they do not hang on what else the
+machine does, and with several threads they count each. Settings of one method and head share a compiled
+program, and the first of them, of the first seed, has the seconds of the compilation.
 """
 
 import dataclasses
@@ -27,8 +28,9 @@ from rich.table import Table
 
 from .config import Config
 from .data import DataError, Features, load
-from .folder import json_bytes, write_atomically
+from .folder import json_bytes
 from .grid import Setting
+from .output_folder import explain, write_atomically
 from .sets import SETS, fitted, load_set
 from .suspects import quality
 from .train import Lane, Trainer, probabilities
@@ -144,8 +146,12 @@ def compare(command: Command, data: Features) -> list[dict[str, Any]]:
     """One row per setting, score and seed.
 
     Raises:
-      DataError: without clean labels, or where no label is wrong.
+      DataError: without clean labels, where no label is wrong, and for repeated seeds.
     """
+    if not command.seeds or len(set(command.seeds)) < len(command.seeds):
+        raise DataError(
+            f"--seeds: {command.seeds!r} is not valid. Name each one once, at least one."
+        )
     if data.clean_labels is None:
         raise DataError("clean_labels are missing: a comparison needs them. Add them to the data.")
     wrong = data.clean_labels != data.labels
@@ -209,25 +215,30 @@ def main(arguments: list[str] | None = None) -> None:
         for flag, path in (("--output", command.output), ("--table", command.table)):
             if path is not None and not path.parent.is_dir():
                 raise DataError(f"{flag}: the folder of {str(path)!r} is missing. Make it.")
+        columns = {
+            "label_column": command.label_column,
+            "clean_label_column": command.clean_label_column,
+            "ignore_columns": command.ignore_columns,
+        }
         if command.set is None:
-            data = load(
-                command.data,
-                label_column=command.label_column,
-                clean_label_column=command.clean_label_column,
-                ignore_columns=command.ignore_columns,
-            )
+            data = load(command.data, **columns)
+        elif any(columns.values()):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in columns)
+            raise DataError(f"--set: {command.set!r} goes without {flags}. Leave them out.")
         elif command.set in SETS:
             data = load_set(command.set, command.data)
         else:
             raise DataError(f"--set: {command.set!r} is not valid. Choose from {', '.join(SETS)}.")
         rows = compare(command, data)
-    except (DataError, ValueError, OSError) as error:
+        show(rows)
+        if command.output is not None:
+            write_atomically(command.output, json_bytes(json.loads(json.dumps(rows))))
+        if command.table is not None:
+            write_atomically(command.table, markdown(rows))
+    except OSError as error:
+        sys.exit(f"error: {explain(error)}")
+    except ValueError as error:
         sys.exit(f"error: {error}")
-    show(rows)
-    if command.output is not None:
-        write_atomically(command.output, json_bytes(json.loads(json.dumps(rows))))
-    if command.table is not None:
-        write_atomically(command.table, markdown(rows).encode())
 
 
 if __name__ == "__main__":

@@ -69,8 +69,11 @@ def measure(
       test_logits: of the test rows, if there are any.
 
     Returns:
-      ``MEASURES``; NaN for what is not known.
+      ``MEASURES``; NaN for what is not known, and for all where the network has diverged.
     """
+    given = (train_logits, held_out_logits, test_logits)
+    if not all(np.isfinite(logits).all() for logits in given if logits is not None):
+        return dict.fromkeys(MEASURES, np.nan)
     predicted, held_out = train_logits.argmax(-1), held_out_logits.argmax(-1)
     fitted = predicted == parts.labels[rows]
     canary = np.isin(rows, parts.canaries)
@@ -107,6 +110,11 @@ def separation(values: np.ndarray) -> float:
     lower, upper = below / count, (values.sum() - below) / (len(values) - count)
     weight = count * (len(values) - count) / len(values) ** 2
     return float((weight * (upper - lower) ** 2).max() / total)
+
+
+def comparable(value: float) -> float:
+    """For a maximum: what is not a number comes last."""
+    return -np.inf if np.isnan(value) else value
 
 
 def _share(hits: np.ndarray) -> float:

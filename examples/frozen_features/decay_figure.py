@@ -25,9 +25,9 @@ from .claims import contender
 from .data import DataError
 from .evidence import read_runs
 from .figures import STYLE, png
-from .folder import write_atomically
+from .output_folder import write_atomically
 from .sets import SETS
-from .summary import finals
+from .summary import candidates, finals
 
 COLORS = {
     "SGD": "#7f7f7f",
@@ -71,15 +71,15 @@ def lines(rows: list[dict[str, Any]], command: Command) -> dict[tuple[str, float
     """Per contender and radius: its trials with this learning rate, in the order of the decay."""
     found: dict[tuple[str, float], list[Any]] = {}
     for name in command.contenders:
-        for row in sorted(rows, key=lambda row: (row["knobs"]["rho"], row["knobs"]["decay"])):
-            ours = (row["set"], row["contender"], row["part"]) == (command.set, name, "trial")
+        _, tried = candidates(rows, command.set, contender(name))
+        for row in sorted(tried, key=lambda row: (row["knobs"]["rho"], row["knobs"]["decay"])):
             knobs = row["knobs"]
             drawn = (
                 knobs["rate"] == command.rate
                 and knobs["rho"] in (0, *command.radii)
                 and knobs["strength"] in (0, command.strength)
             )
-            if ours and row["seed"] == 0 and drawn:
+            if drawn:
                 found.setdefault((name, knobs["rho"]), []).append(row)
     return found
 

@@ -19,8 +19,10 @@ import hashlib
 import itertools
 import json
 import os
+import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,18 @@ from optax_sam.diagnostics import auroc
 from . import claims, summary
 from .criteria import Split, split
 from .data import DataError, Features
-from .folder import Folder, FolderError, npz_bytes, write_atomically
+from .folder import Folder, FolderError, json_bytes, npz_bytes
+from .interrupts import between_steps
+from .output_folder import explain, write_atomically
 from .recipes import Recipe
-from .sets import FAMILIES, SETS, fitted, is_there, load_set
+from .sets import FAMILIES, SETS, digest_of, fitted, is_there, load_set
 from .studies import STUDIES, Contender, Trial, schedule, trials
-from .train import Lane, Trainer, probabilities
+from .train import Lane, Trainer, predicted, probabilities
 
+PROGRAM = "examples.frozen_features.evidence"
+INTERRUPTED = 130  # what shells expect of a program that was stopped by Ctrl-C
 SEEDS = (0, 1, 2, 3, 4)
+PASSES = {contender.name: contender.passes for study in STUDIES.values() for contender in study}
 LANES = 6
 """Runs per program: divides the trials, and an incomplete block repeats its last run."""
 
@@ -98,7 +105,7 @@ class Runs:
 
     def __init__(self, path: Path):
         self._path = path
-        self.rows = read_runs(path)
+        self.rows = read_runs(path) if path.exists() else []
         self._known = {row["id"]: row for row in self.rows}
         write_atomically(path, "".join(map(_line, self.rows)).encode())
 
@@ -117,9 +124,13 @@ class Runs:
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:
-    """All complete lines."""
-    if not path.exists():
-        return []
+    """All complete lines.
+
+    Raises:
+      DataError: if there is no such file.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file. Give the runs.jsonl of the evidence.")
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -134,7 +145,13 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def publish(rows: list[dict[str, Any]], folder: Path) -> None:
-    """Writes the tables, and the runs in a file that another run of this program goes on from."""
+    """Writes the tables, and the runs in a file that another run of this program goes on from.
+
+    Raises:
+      DataError: without runs.
+    """
+    if not rows:
+        raise DataError("--tables: there are no runs to publish. Check --output.")
     folder.mkdir(parents=True, exist_ok=True)
     for name in SETS:
         lines = summary.table(rows, name)
@@ -156,13 +173,52 @@ def publish(rows: list[dict[str, Any]], folder: Path) -> None:
 
 
 class Bench:
-    """One data set with its split, and the runs on it."""
+    """One data set with its split, and the runs on it.
 
-    def __init__(self, name: str, data: Features, runs: Runs, command: Command):
+    Args:
+      name: of the data set.
+      data: the data set.
+      runs: those that are finished.
+      command: the settings.
+      check_interrupt: is called after every epoch.
+
+    Raises:
+      DataError: if the folder's runs are of other data, or of another number of epochs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data: Features,
+        runs: Runs,
+        command: Command,
+        check_interrupt: Callable[[], None] = lambda: None,
+    ):
         self.name, self.data, self.runs = name, data, runs
+        self._check_interrupt = check_interrupt
         self.config = fitted(name, data, command.epochs)
+        self._check_same_data(command)
+        for row in runs.rows:
+            passes = PASSES.get(row["contender"])
+            if row["set"] == name and passes and row["epochs"] != passes * self.config.epochs:
+                raise DataError(
+                    f"--epochs: {str(command.output)!r} has runs on {name!r} with "
+                    f"{row['epochs'] // passes} epochs, and now it is {self.config.epochs}. Take the "
+                    "same, or name another --output."
+                )
         self.parts: Split = split(data, self.config.validation_share, 0.0, seed=0)
         self._folder = command.output
+
+    def _check_same_data(self, command: Command) -> None:
+        path = command.output / "data.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        digest = digest_of(self.name, command.data)
+        if known.setdefault(self.name, digest) != digest:
+            raise DataError(
+                f"--data: {str(command.data)!r} has another file of {self.name!r} than the runs in "
+                f"{str(command.output)!r} saw. Take that one, or name another --output."
+            )
+        write_atomically(path, json_bytes(known))
 
     def compare(self, contender: Contender) -> None:
         """Twelve trials, then five seeds of the one with the best held-out noisy accuracy."""
@@ -215,12 +271,13 @@ class Bench:
         assert data.test_inputs is not None
         every = max(epochs // CURVE_POINTS, 1)
         for epoch, (state, _) in enumerate(trainer.epochs(recipe, lanes, rows, epochs), start=1):
+            self._check_interrupt()
             if epoch % every and epoch < epochs:
                 continue
-            test = trainer.predict(state, data.test_inputs).argmax(-1)
+            test = predicted(trainer.predict(state, data.test_inputs))
             test_curves.append((test == data.test_labels).mean(axis=1))
             if part == "trial":
-                held = trainer.predict(state, data.inputs[parts.held_out]).argmax(-1)
+                held = predicted(trainer.predict(state, data.inputs[parts.held_out]))
                 held_curves.append((held == labels[parts.held_out]).mean(axis=1))
         assert state is not None
         logits = trainer.predict(state, data.inputs[scored])
@@ -256,8 +313,8 @@ class Bench:
         assert data.clean_labels is not None
         labels = data.labels[rows]
         wrong = labels != data.clean_labels[rows]
-        fitted = logits.argmax(-1) == labels
-        p = probabilities(logits.astype(np.float64))
+        fitted = predicted(logits) == labels
+        p = probabilities(np.nan_to_num(logits.astype(np.float64), posinf=0.0, neginf=0.0))
         observed = p[np.arange(len(rows)), labels]
         p[np.arange(len(rows)), labels] = -1.0
         return {
@@ -305,12 +362,15 @@ def run(command: Command) -> None:
                 )
     chosen = {c.name for study in command.studies or STUDIES for c in STUDIES[study]}
     chosen &= set(command.contenders or known)
-    with Folder(command.output, {"protocol": 1}, resume=True):
+    with (
+        Folder(command.output, {"protocol": 1}, resume=True),
+        between_steps() as check_interrupt,
+    ):
         runs = Runs(command.output / "runs.jsonl")
 
         @functools.cache
         def bench(name: str) -> Bench:
-            return Bench(name, load_set(name, command.data), runs, command)
+            return Bench(name, load_set(name, command.data), runs, command, check_interrupt)
 
         for name, contender in schedule():
             if contender.name not in chosen or name not in (command.sets or SETS):
@@ -327,7 +387,9 @@ def run(command: Command) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     command = tyro.cli(Command, args=arguments, description=__doc__)
+    go_on = shlex.join([sys.executable, "-m", PROGRAM, *arguments])
     try:
         if not command.summary:
             run(command)
@@ -335,7 +397,12 @@ def main(arguments: list[str] | None = None) -> None:
         summary.show(rows)
         if command.tables is not None:
             publish(rows, command.tables)
-    except (DataError, FolderError, ValueError, OSError) as error:
+    except KeyboardInterrupt:
+        print(f"\ninterrupted. To go on:\n{go_on}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        sys.exit(f"error: {explain(error, go_on)}")
+    except (ValueError, FolderError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from .criteria import comparable
 from .data import Features
 from .methods import METHODS
 from .search import Result
@@ -48,7 +49,7 @@ def along_radius(outcome: "Outcome") -> Figure:
     first = [result for result in outcome.results if result.rung == 0]
     known = outcome.data.clean_labels is not None
     panels = [("held_out", "accuracy on held-out noisy labels, %")]
-    if all(np.isfinite(result.measures["clean_accuracy"]) for result in first):
+    if any(np.isfinite(result.measures["clean_accuracy"]) for result in first):
         panels.append(("clean_accuracy", "accuracy on clean labels, %"))
     panels.append(
         ("memorized", "wrong labels memorized, %") if known else ("fitted", "labels fitted, %")
@@ -83,7 +84,7 @@ def _plot_radius(axes: Axes, results: list[Result], measure: str) -> None:
         color = METHODS[setting.method].color
         for rho in sorted({result.setting.rho for result in ours}):
             at = [result for result in ours if result.setting.rho == rho]
-            best = max(at, key=lambda result: result.measures["held_out"])
+            best = max(at, key=lambda result: comparable(result.measures["held_out"]))
             points.append((rho, 100 * best.measures[measure]))
         if setting.method == "sgd":
             style = ["--", ":", "-.", (0, (1, 4)), (0, (6, 4))][losses.index(setting.loss)]

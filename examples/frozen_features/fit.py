@@ -9,6 +9,7 @@ The folder gets table.md, results.json, model.npz, suspects.csv and three figure
 
 import math
 import platform
+import shlex
 import sys
 import time
 from importlib import metadata
@@ -22,14 +23,18 @@ from . import figures, report
 from .choose import Choice, Criterion, choose, compare_criteria
 from .config import Config
 from .criteria import CRITERIA, split
-from .data import DataError, Features, load
+from .data import Features, load
 from .folder import Folder, FolderError, json_bytes
 from .grid import Setting
+from .interrupts import between_steps
 from .model import Model
+from .output_folder import explain
 from .search import Result, scores, search
 from .suspects import as_csv, quality, rank
 from .train import Lane, Trainer
 
+PROGRAM = "examples.frozen_features.fit"
+INTERRUPTED = 130  # what shells expect of a program that was stopped by Ctrl-C
 PACKAGES = ("optax_sam", "jax", "optax", "numpy", "scikit-learn")
 
 
@@ -59,7 +64,7 @@ class Outcome(NamedTuple):
       choice: the chosen setting and how sure that is.
       criteria: what other criteria would have chosen.
       chosen, sgd: the refits of the chosen setting and of the best SGD; ``sgd`` is None where SGD was
-        not tried, and the same as ``chosen`` where it won.
+        not tried or diverged, and the same as ``chosen`` where it won.
     """
 
     config: Config
@@ -83,8 +88,9 @@ def fit(config: Config, data: Features | None = None, quiet: bool = False) -> Ou
       What was found.
 
     Raises:
-      ValueError: for settings or data that cannot be used.
-      FolderError: for an output folder that cannot be used.
+      ValueError: for settings or data that cannot be used, and if training diverges.
+      FolderError: for a folder that holds another run.
+      OSError: for a folder that is in use or cannot be written to.
     """
     started = time.perf_counter()
     if data is None:
@@ -99,12 +105,18 @@ def fit(config: Config, data: Features | None = None, quiet: bool = False) -> Ou
     parts = split(data, config.validation_share, config.canary_share, config.seed)
     with (
         Folder(config.output, _identity(config, data), config.resume) as folder,
-        report.progress(quiet) as progress,
+        between_steps() as check_interrupt,
+        report.progress(quiet) as show_progress,
     ):
+
+        def progress(what: str, done: int, total: int) -> None:
+            show_progress(what, done, total)
+            check_interrupt()
+
         results = search(config, data, parts, folder, progress)
         choice = choose(results)
         ranking = scores(results)
-        plain = [setting for setting in ranking if setting.method == "sgd"]
+        plain = [s for s, score in ranking.items() if s.method == "sgd" and math.isfinite(score)]
         best_sgd = max(plain, key=lambda setting: ranking[setting], default=None)
         chosen = _refit(config, data, choice.setting, "refit", folder, progress)
         sgd = chosen if best_sgd == choice.setting else None
@@ -165,6 +177,11 @@ def _refit(
         arrays |= {f"curve_{key}": np.array(value) for key, value in curves.items()}
         arrays["logits"] = logits
         folder.save_block(name, arrays)
+    if not np.isfinite(arrays["logits"]).all():
+        raise ValueError(
+            f"--learning-rates: {setting.rate:g}: {setting.label} diverged on all rows. Give lower "
+            "ones."
+        )
     params = {k.removeprefix("param_"): v for k, v in arrays.items() if k.startswith("param_")}
     kept = {k.removeprefix("curve_"): v for k, v in arrays.items() if k.startswith("curve_")}
     model = Model(params, data.mean, data.deviation, data.class_names, data.columns)
@@ -266,10 +283,18 @@ def _plain(value: Any) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    flags = [flag for flag in arguments if flag != "--resume"]
+    go_on = shlex.join([sys.executable, "-m", PROGRAM, *flags, "--resume"])
     try:
-        config = tyro.cli(Config, args=arguments, description=__doc__)
+        config = tyro.cli(Config, args=arguments, prog=f"python -m {PROGRAM}", description=__doc__)
         fit(config)
-    except (DataError, FolderError, ValueError, OSError) as error:
+    except KeyboardInterrupt:
+        print(f"\ninterrupted. To go on:\n{go_on}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        sys.exit(f"error: {explain(error, go_on)}")
+    except (ValueError, FolderError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -1,17 +1,16 @@
-"""The output folder: one process at a time, files that are there in full or not at all."""
+"""The folder of a fit or of the evidence: its settings, and the blocks that have been trained."""
 
 import contextlib
-import fcntl
 import io
 import json
-import os
-import tempfile
 import zipfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+
+from .output_folder import held, write_atomically
 
 
 class FolderError(Exception):
@@ -31,21 +30,13 @@ class Folder:
         self.path = path
         self._settings = settings
         self._resume = resume
-        self._lock: int | None = None
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> "Folder":
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise FolderError(
-                f"--output: {str(self.path)!r} cannot be written ({error.strerror}). Name another."
-            ) from error
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(held(self.path))
             self._claim()
-        except BaseException:
-            self._release()
-            raise
+            self._held = stack.pop_all()
         return self
 
     def __exit__(
@@ -54,16 +45,9 @@ class Folder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._release()
+        self._held.close()
 
     def _claim(self) -> None:
-        assert self._lock is not None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FolderError(
-                f"--output: {str(self.path)!r} is in use by another process. Wait, or name another."
-            ) from error
         config = self.path / "config.json"
         if config.exists() and not self._resume:
             raise FolderError(
@@ -87,11 +71,6 @@ class Folder:
             self.write("config.json", json_bytes(self._settings))
         (self.path / "state").mkdir(exist_ok=True)
 
-    def _release(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
     def write(self, name: str, content: bytes) -> None:
         """Writes a file in one step."""
         write_atomically(self.path / name, content)
@@ -111,21 +90,6 @@ class Folder:
     def save_block(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Saves the arrays of a finished block."""
         write_atomically(self.path / "state" / f"{name}.npz", npz_bytes(arrays))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is there in full or not at all, also if the process is killed."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:

@@ -89,11 +89,11 @@ def rungs(rows: int, count: int) -> tuple[Rung, Rung, Rung]:
     first, second = max(4, count // 5), 3
     if rows <= SMALL:
         return Rung(rows, (0,), first), Rung(rows, (1, 2), second), Rung(rows, (3, 4), 1)
-    subsets = [max(SMALL, rows // 8), max(SMALL, 3 * rows // 8), rows]
+    few, more = max(SMALL, rows // 8), max(SMALL, 3 * rows // 8)
     return (
-        Rung(subsets[0], (0,), first),
-        Rung(subsets[1], (0,), second),
-        Rung(subsets[2], (0, 1) if rows < 20_000 else (0,), 1),
+        Rung(few, (0,), first),
+        Rung(more, (0,) if more > few else (1,), second),  # the same rows: another seed
+        Rung(rows, (0, 1) if rows < 20_000 else (0,), 1),
     )
 
 

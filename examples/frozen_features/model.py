@@ -1,18 +1,18 @@
 """A trained head in one ``.npz`` file without pickles."""
 
 import json
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from .data import DataError
+from .data import DataError, npz
 from .folder import npz_bytes
 from .train import predict, probabilities
 
 FORMAT = "optax_sam frozen_features 1"
-ARRAYS = ("hidden_kernel", "hidden_bias", "kernel", "bias")
+LAST, HIDDEN = ("kernel", "bias"), ("hidden_kernel", "hidden_bias")
+REMEDY = "Give the model.npz of a fit."
 
 
 class Model(NamedTuple):
@@ -59,29 +59,49 @@ class Model(NamedTuple):
         )
 
 
-def load(path: Path) -> Model:
+def load(path: Path, memory_limit_gib: float = 4.0) -> Model:
     """Reads a model that :meth:`Model.to_bytes` wrote.
+
+    Args:
+      path: the file.
+      memory_limit_gib: what would take more memory than this is refused before it is read.
+
+    Returns:
+      The model.
 
     Raises:
       DataError: if it is none.
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such model. Give the model.npz of a fit.")
+    required = (*LAST, "mean", "deviation", "about")
+    limit = int(memory_limit_gib * 2**30)
+    arrays = npz.read_arrays(path, required, HIDDEN, limit, REMEDY)
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        about = json.loads(str(arrays["about"]))
+        about = json.loads(str(arrays.pop("about")))
         if about["format"] != FORMAT:
             raise ValueError(f"its format is {about['format']!r}")
-        params = {name: arrays[name] for name in ARRAYS if name in arrays}
-        return Model(
-            params,
-            arrays["mean"],
-            arrays["deviation"],
-            tuple(about["class_names"]),
-            tuple(about["columns"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} is damaged or no model of this program: {str(error).rstrip('.')}. Fit again."
-        ) from error
+        mean, deviation = arrays.pop("mean"), arrays.pop("deviation")
+        model = Model(arrays, mean, deviation, tuple(about["class_names"]), tuple(about["columns"]))
+        _check_shapes(model)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no model of this program: {error}. {REMEDY}") from error
+    return model
+
+
+def _check_shapes(model: Model) -> None:
+    features, classes = model.mean.size, len(model.class_names)
+    width = model.params["kernel"].size // max(classes, 1)  # inputs of the last layer
+    expected = {"mean": (features,), "deviation": (features,)}
+    expected |= {"kernel": (width, classes), "bias": (classes,)}
+    if set(HIDDEN) & set(model.params):
+        expected |= {"hidden_kernel": (features, width), "hidden_bias": (width,)}
+    else:
+        expected["kernel"] = (features, classes)
+    arrays = {"mean": model.mean, "deviation": model.deviation, **model.params}
+    for name, shape in expected.items():
+        found = arrays[name]
+        if found.shape != shape or found.dtype.kind != "f":
+            raise ValueError(f"{name} is {found.dtype} {found.shape}, not of floats {shape}")
+    if len(model.columns) not in (0, features):
+        raise ValueError(f"it has {features} features and {len(model.columns)} columns")

@@ -21,9 +21,10 @@ from matplotlib.figure import Figure
 from optax_sam import plots
 
 from .claims import difference, little_decay
+from .data import DataError
 from .evidence import read_runs
 from .figures import STYLE, png
-from .folder import write_atomically
+from .output_folder import write_atomically
 
 KINDS = {
     "symmetric": {rate: f"cifar10n_reduced_symmetric_{rate}" for rate in (20, 40, 60)},
@@ -70,11 +71,18 @@ def points(rows: list[dict[str, Any]], kind: str) -> tuple[list[tuple[float, ...
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Both panels."""
+    """Both panels.
+
+    Raises:
+      DataError: where nothing has run on these data sets.
+    """
+    drawn = {kind: points(rows, kind) for kind in STYLES}
+    if not any(values for panels in drawn.values() for values in panels):
+        raise DataError("RUNS: there are no runs of SGD and SAM on CIFAR-10N. Run them.")
     figure = Figure(figsize=(4.2, 5.6), layout="constrained", facecolor="none")
     panels = figure.subplots(2, 1)
     for kind, (marker, color) in STYLES.items():
-        for panel, (axes, values) in enumerate(zip(panels, points(rows, kind), strict=True)):
+        for panel, (axes, values) in enumerate(zip(panels, drawn[kind], strict=True)):
             if values:
                 style = {"color": color, "marker": marker, "capsize": 3, "label": kind}
                 axes.errorbar(*np.array(values).T, **style)
@@ -101,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with matplotlib.rc_context(STYLE):
             write_atomically(command.output, png(draw(read_runs(command.runs))))
-    except OSError as error:
+    except (DataError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -14,7 +14,8 @@ import tyro
 
 from . import model
 from .data import DataError, load_inputs
-from .folder import npz_bytes, write_atomically
+from .folder import npz_bytes
+from .output_folder import explain, write_atomically
 from .suspects import quoted
 
 
@@ -43,7 +44,7 @@ def predict(command: Command) -> np.ndarray:
         )
     if not command.output.parent.is_dir():
         raise DataError(f"--output: the folder of {str(command.output)!r} is missing. Make it.")
-    head = model.load(command.model)
+    head = model.load(command.model, command.memory_limit_gib)
     p = head.probabilities(load_inputs(command.data, head.columns, command.memory_limit_gib))
     if command.output.suffix.lower() == ".npz":
         content = npz_bytes({"probabilities": p, "class_names": np.array(head.class_names)})
@@ -61,7 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
     command = tyro.cli(Command, args=arguments, description=__doc__)
     try:
         p = predict(command)
-    except (DataError, OSError) as error:
+    except OSError as error:
+        sys.exit(f"error: {explain(error)}")
+    except DataError as error:
         sys.exit(f"error: {error}")
     print(f"{len(p):,} rows predicted, in {command.output}")
 

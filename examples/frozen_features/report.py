@@ -11,7 +11,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from .criteria import CRITERIA
+from .criteria import CRITERIA, comparable
 from .grid import Setting
 from .search import Progress, Result
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 SHORT = {"held_out": "held-out", "canaries": "canaries", "small_loss": "losses", "gap": "gap"}
-COLUMNS = ("head", "method", "ρ", "decay", "held-out", "fitted", "clean", "memorized")
+SETTING = ("head", "method", "ρ", "decay")
+MEASURED = ("held-out", "fitted", "clean", "memorized")
 
 
 @contextlib.contextmanager
@@ -55,7 +56,8 @@ def rows_of(results: list[Result]) -> list[tuple[Setting, list[Result]]]:
     for setting, runs in by_setting.items():
         rows = runs[-1].rows
         runs = [run for run in runs if run.rows == rows]
-        score = (runs[-1].rung, float(np.mean([run.measures["held_out"] for run in runs])))
+        held_out = comparable(float(np.mean([run.measures["held_out"] for run in runs])))
+        score = (runs[-1].rung, held_out)
         if setting.family not in best or score > best[setting.family][0]:
             best[setting.family] = (score, setting, runs)
     ranked = sorted(best.values(), key=lambda item: item[0], reverse=True)
@@ -63,7 +65,7 @@ def rows_of(results: list[Result]) -> list[tuple[Setting, list[Result]]]:
 
 
 def table_rows(results: list[Result]) -> list[tuple[str, ...]]:
-    """As in ``COLUMNS``, the best first, with the rows and seeds that the numbers come from."""
+    """As in ``columns``, the best first, with the rows and seeds that the numbers come from."""
     lines = []
     for setting, runs in rows_of(results):
         numbers = []
@@ -71,20 +73,31 @@ def table_rows(results: list[Result]) -> list[tuple[str, ...]]:
             values = 100 * np.array([run.measures[name] for run in runs])
             numbers.append("-" if np.isnan(values).any() else f"{values.mean():.1f}")
         radius = "-" if setting.method == "sgd" else f"{setting.rho:g}"
-        lines.append(
-            (setting.head, setting.name, radius, f"{setting.decay:g}", *numbers, _seen(runs))
-        )
+        rate = [f"{setting.rate:g}"] if several_rates(results) else []
+        cells = (setting.head, setting.name, radius, f"{setting.decay:g}", *rate)
+        lines.append((*cells, *numbers, _seen(runs)))
     return lines
 
 
+def columns(results: list[Result]) -> tuple[str, ...]:
+    """The headings of ``table_rows``."""
+    rate = ["rate"] if several_rates(results) else []
+    return (*SETTING, *rate, *MEASURED, "rows × seeds")
+
+
+def several_rates(results: list[Result]) -> bool:
+    """Whether a setting is only known with its learning rate."""
+    return len({result.setting.rate for result in results}) > 1
+
+
 def _seen(runs: list[Result]) -> str:
-    return f"{runs[0].rows:,} × {len(runs)}"
+    return f"{runs[0].rows:,} × {len({run.seed for run in runs})}"
 
 
 def markdown(outcome: "Outcome") -> str:
     """The table and what is to be said of it."""
-    columns = (*COLUMNS, "rows × seeds")
-    lines = [columns, tuple(["---"] * 2 + ["---:"] * (len(columns) - 2))]
+    headings = columns(outcome.results)
+    lines = [headings, tuple(["---"] * 2 + ["---:"] * (len(headings) - 2))]
     lines += table_rows(outcome.results)
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return text + "\n" + "\n".join(sentences(outcome)) + "\n"
@@ -94,23 +107,30 @@ def sentences(outcome: "Outcome") -> list[str]:
     """The choice, how sure it is, its refit, the criteria, and the regret, a line each."""
     choice, chosen, data = outcome.choice, outcome.chosen, outcome.data
     low, high = choice.interval
+
+    def label(setting: Setting) -> str:
+        rate = f" rate={setting.rate:g}" if several_rates(outcome.results) else ""
+        return setting.label + rate
+
     lines = [
-        f"Chosen: {choice.setting.label}.",
+        f"Chosen: {label(choice.setting)}.",
         f"Held-out noisy labels: {_percent(choice.accuracy)} "
         f"(95 %: {_percent(low)} to {_percent(high)}).",
     ]
-    for name, flag, value, tried in (
-        ("radius", "--radii", choice.setting.rho, [s.setting.rho for s in outcome.results]),
-        ("decay", "--decays", choice.setting.decay, [s.setting.decay for s in outcome.results]),
+    family = [r.setting for r in outcome.results if r.setting.family == choice.setting.family]
+    for name, flag, field in (
+        ("radius", "--radii", "rho"),
+        ("decay", "--decays", "decay"),
+        ("learning rate", "--learning-rates", "rate"),
     ):
-        tried = [v for v in tried if v > 0]
+        value, tried = getattr(choice.setting, field), [getattr(s, field) for s in family]
         if value > 0 and min(tried) < max(tried) and value in (min(tried), max(tried)):
             end = "largest" if value == max(tried) else "smallest"
             lines.append(f"Its {name} {value:g} is the {end} that was tried: widen {flag} there.")
     if choice.runner_up is not None:
         low, high = choice.lead_interval
         verdict = "better beyond chance" if choice.sure else "not to be told apart"
-        lines.append(f"Runner-up: {choice.runner_up.label}.")
+        lines.append(f"Runner-up: {label(choice.runner_up)}.")
         lines.append(
             f"Lead: {100 * choice.lead:+.2f} points "
             f"(95 %: {100 * low:+.2f} to {100 * high:+.2f}): {verdict}."
@@ -158,7 +178,7 @@ def show(outcome: "Outcome", seconds: float) -> None:
         title_style="bold",
         padding=(0, 1, 0, 0),
     )
-    for index, column in enumerate((*COLUMNS, "rows × seeds")):
+    for index, column in enumerate(columns(outcome.results)):
         table.add_column(column, justify="left" if index < 2 else "right")
     for row in table_rows(outcome.results):
         table.add_row(*row)

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import grid
 from .config import Config
-from .criteria import MEASURES, Split, measure
+from .criteria import MEASURES, Split, comparable, measure
 from .data import Features
 from .folder import Folder
 from .grid import Rung, Setting
@@ -103,7 +103,7 @@ def scores(results: list[Result], criterion: str = "held_out") -> dict[Setting, 
         if result.setting in furthest and result.rows == rows:
             values.setdefault(result.setting, []).append(result.measures[criterion])
     means = {setting: float(np.mean(value)) for setting, value in values.items()}
-    return {setting: -np.inf if np.isnan(mean) else mean for setting, mean in means.items()}
+    return {setting: comparable(mean) for setting, mean in means.items()}
 
 
 def lanes_of(config: Config, data: Features) -> int:

@@ -1,6 +1,7 @@
 """The data sets of the evidence, by name, each at a size that a slow processor can train many times."""
 
 import functools
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,7 +102,7 @@ def load_set(name: str, folder: Path | None) -> Features:
     """A data set by its name.
 
     Raises:
-      DataError: without the folder or the file that it needs.
+      DataError: without the folder, the file or the arrays that it needs.
     """
     chosen = SETS[name]
     if chosen.file is None:
@@ -111,12 +112,23 @@ def load_set(name: str, folder: Path | None) -> Features:
         raise DataError(f"--data: {name!r} needs a folder. Name the one with {chosen.file}.")
     path = folder / chosen.file
     data = load(path, label_column=chosen.column)
-    if chosen.noise is not None:
-        assert data.clean_labels is not None
+    for array in ("clean_labels", "test_inputs", "test_labels"):
+        if getattr(data, array) is None:
+            raise DataError(f"{path} has no array {array!r}, which {name!r} needs. Add it.")
+    if chosen.noise is not None and data.clean_labels is not None:
         data = data._replace(labels=_synthetic(data.clean_labels, chosen.noise, chosen.rate))
     if chosen.components is not None:
         data = reduced(data, projection(path, chosen.components))
     return data if chosen.rows is None else subset(data, chosen.rows)
+
+
+def digest_of(name: str, folder: Path | None) -> str:
+    """SHA-256 of a data set's file, to tell whether two runs saw the same; digits never change."""
+    file = SETS[name].file
+    if file is None or folder is None:
+        return "scikit-learn"
+    with open(folder / file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def fitted(name: str, data: Features, epochs: int | None = None) -> Config:

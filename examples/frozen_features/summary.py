@@ -94,6 +94,12 @@ def table(rows: list[dict[str, Any]], name: str) -> list[tuple[str, ...]]:
                 np.array([100 * reported(plain[seed], base) for seed in shared]),
             )
             gain = f"{mean:+.2f} ± {half:.2f}"
+        measured = [
+            f"{100 * np.mean([run['memorized'] for run in runs.values()]):.1f}",
+            f"{np.mean([run['auroc'] for run in runs.values()]):.3f}",
+        ]
+        if contender.early_stopping:
+            measured = ["-", "-"]  # known of the last epoch's network only
         any_run = next(iter(runs.values()))
         lines.append(
             (
@@ -101,8 +107,7 @@ def table(rows: list[dict[str, Any]], name: str) -> list[tuple[str, ...]]:
                 _setting(any_run),
                 f"{tests.mean():.2f}{spread}",
                 gain,
-                f"{100 * np.mean([run['memorized'] for run in runs.values()]):.1f}",
-                f"{np.mean([run['auroc'] for run in runs.values()]):.3f}",
+                *measured,
                 f"{regret(rows, name, contender):.2f}",
                 f"{np.mean([run['seconds'] for run in runs.values()]):.0f}",
             )

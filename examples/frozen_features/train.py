@@ -235,6 +235,12 @@ def predict(
     return np.concatenate(blocks, axis=1)
 
 
+def predicted(logits: np.ndarray) -> np.ndarray:
+    """The class with the largest logit; -1, no class, where a network that diverged has none."""
+    classes: np.ndarray = np.where(np.isfinite(logits).all(axis=-1), logits.argmax(axis=-1), -1)
+    return classes
+
+
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))

@@ -6,6 +6,7 @@ This file is the same in all programs that have it, so that each can be copied a
 import contextlib
 import errno
 import os
+import secrets
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -114,17 +115,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
       OSError: with the name of the file; an earlier file of this name is then as it was.
     """
     data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("xb") as file:  # readable by whom the umask lets read
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise type(error)(error.errno, error.strerror or str(error), str(path)) from error

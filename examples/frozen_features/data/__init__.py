@@ -36,7 +36,11 @@ def load(
     Raises:
       DataError: with the argument or array at fault, its value and the remedy.
     """
+    if path is None or path.suffix.lower() == ".npz":
+        _refuse("--clean-label-column", clean_label_column, "An .npz has the array clean_labels.")
+        _refuse("--ignore-columns", ignore_columns, "It is for tables.")
     if path is None:
+        _refuse("--label-column", label_column, "It is for a file; name one.")
         return digits.load()
     limit = _checked_limit(path, memory_limit_gib)
     if path.suffix.lower() == ".npz":
@@ -50,6 +54,12 @@ def load_inputs(path: Path, columns: tuple[str, ...], memory_limit_gib: float = 
     if path.suffix.lower() == ".npz":
         return npz.read_inputs(path, limit)
     return tables.read_inputs(path, limit, columns)
+
+
+def _refuse(flag: str, value: object, remedy: str) -> None:
+    """Refuses a flag that would do nothing."""
+    if value:
+        raise DataError(f"{flag}: {value!r} would do nothing here. {remedy}")
 
 
 def _checked_limit(path: Path, memory_limit_gib: float) -> int:

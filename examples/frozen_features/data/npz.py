@@ -35,11 +35,11 @@ def read(path: Path, limit: int, label_array: str = "labels") -> Features:
     Raises:
       DataError: for a damaged file, missing arrays, pickles, or too much data.
     """
-    arrays = _read_arrays(path, ("inputs", label_array), OPTIONAL, limit)
+    arrays = read_arrays(path, ("inputs", label_array), OPTIONAL, limit)
     labels, soft = arrays[label_array], None
     notes: tuple[str, ...] = ()
     if labels.ndim == 2:
-        votes = count_votes(labels, f"{path}: {label_array}")
+        votes = count_votes(labels, f"{path}: {label_array}", limit)
         labels, soft = votes.labels, votes.shares
         crowd = f"{arrays[label_array].shape[1]} annotators"
         notes = (f"{crowd}: majority vote; {votes.ties:,} ties drawn by lot",)
@@ -57,12 +57,31 @@ def read(path: Path, limit: int, label_array: str = "labels") -> Features:
 
 def read_inputs(path: Path, limit: int) -> np.ndarray:
     """Only the features."""
-    return compact(_read_arrays(path, ("inputs",), (), limit)["inputs"], f"{path}: inputs")
+    return compact(read_arrays(path, ("inputs",), (), limit)["inputs"], f"{path}: inputs")
 
 
-def _read_arrays(
-    path: Path, required: tuple[str, ...], optional: tuple[str, ...], limit: int
+def read_arrays(
+    path: Path,
+    required: tuple[str, ...],
+    optional: tuple[str, ...],
+    limit: int,
+    remedy: str | None = None,
 ) -> dict[str, np.ndarray]:
+    """Reads the named arrays, each as long as its header says.
+
+    Args:
+      path: the file.
+      required: names of arrays that must be there.
+      optional: names of arrays that may be there.
+      limit: bytes of memory that all may take.
+      remedy: for a file that is damaged or lacks an array.
+
+    Returns:
+      The arrays by name.
+
+    Raises:
+      DataError: for a damaged file, missing arrays, pickles, or too much data.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
@@ -70,7 +89,7 @@ def _read_arrays(
                 if name not in names:
                     raise DataError(
                         f"{path} has no array {name!r}, only {', '.join(sorted(names)) or 'none'}. "
-                        "Rename the arrays."
+                        f"{remedy or 'Rename the arrays.'}"
                     )
             wanted = [name for name in (*required, *optional) if name in names]
             headers = {name: _read_header(archive, name, path) for name in wanted}
@@ -88,7 +107,7 @@ def _read_arrays(
     except Exception as error:  # a damaged archive is met as almost any exception
         raise DataError(
             f"{path} is damaged or not an .npz file without pickles: {str(error).rstrip('.')}. "
-            "Write it again with numpy.savez."
+            f"{remedy or 'Write it again with numpy.savez.'}"
         ) from error
 
 

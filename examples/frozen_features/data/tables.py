@@ -61,9 +61,11 @@ def read_inputs(path: Path, limit: int, columns: tuple[str, ...]) -> np.ndarray:
 
 
 def _open(path: Path) -> tuple[pl.LazyFrame, pl.Schema]:
-    scan = pl.scan_csv if path.suffix.lower() == ".csv" else pl.scan_parquet
     try:
-        table = scan(path)
+        if path.suffix.lower() == ".csv":  # a fraction or a name may come in the last row
+            table = pl.scan_csv(path, infer_schema_length=None)
+        else:
+            table = pl.scan_parquet(path)
         return table, table.collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _damaged(path, error) from error

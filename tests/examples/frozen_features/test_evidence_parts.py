@@ -70,6 +70,12 @@ def test_every_set_is_read_from_its_file_at_its_size(tmp_path, monkeypatch):
     assert not sets.is_there("other", None)
     with pytest.raises(DataError, match=r"--data: 'other' needs a folder"):
         sets.load_set("other", None)
+    digest = sets.digest_of("other", tmp_path)
+    del made["clean_labels"]
+    np.savez(tmp_path / "some.npz", **made, labels_other=made["labels"])
+    assert sets.digest_of("other", tmp_path) != digest
+    with pytest.raises(DataError, match=r"some.npz has no array 'clean_labels', which 'synthetic'"):
+        sets.load_set("synthetic", tmp_path)
 
 
 def test_every_set_is_in_one_family_and_has_a_heading_of_its_own():

@@ -1,5 +1,6 @@
 """What is read out of finished runs, on made-up runs with known numbers."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 
 from examples.frozen_features import claims, decay_figure, evidence, noise_figure, summary
+from examples.frozen_features.data import DataError
 from examples.frozen_features.studies import READINGS_OF_NCSAM, trials
+from tests.examples.frozen_features.frozen_data import features
 
 NAME = "cifar10n_worse"
 CHOSEN = 0.01
@@ -134,6 +137,65 @@ def test_the_regret_is_what_the_noisy_labels_missed():
         *by_name["SAM"][4:6],
         "2.00",
     )
+
+
+def test_trials_that_another_contender_has_asked_for_count_too():
+    """Early stopping shares SGD's."""
+    shared = [row | {"contender": "early stopping"} for row in made_up("SGD", 0.0)]
+    rows = shared + made_up("SAM", 0.02)
+    assert claims.radii(rows, NAME) == claims.radii(ROWS, NAME)
+    command = decay_figure.Command(Path("runs.jsonl"), Path("none.png"))
+    assert list(decay_figure.lines(rows, command)) == [("SGD", 0.0), ("SAM", 0.2)]
+
+
+def test_of_the_network_that_was_stopped_only_the_accuracy_is_known():
+    best = next(row for row in ROWS if row["held_out_best"] == 0.6)
+    seeds = [best | {"part": "trial", "seed": seed} for seed in range(1, 5)]
+    by_name = {cells[0]: cells for cells in summary.table(ROWS + seeds, NAME)}
+    assert by_name["SGD"][4:6] == ("25.0", "0.900")
+    assert (by_name["early stopping"][2], *by_name["early stopping"][4:6]) == (
+        "70.00 ± 0.00",
+        "-",
+        "-",
+    )
+
+
+def test_without_runs_nothing_is_published_or_drawn(tmp_path):
+    (tmp_path / "table.md").write_text("committed")
+    missing = [str(tmp_path / "typo.jsonl"), "--output", str(tmp_path / "x.png")]
+    tables = ["--summary", "--tables", str(tmp_path)]
+    for program, arguments in (
+        (evidence, ["--output", str(tmp_path / "typo"), *tables]),
+        (decay_figure, missing),
+        (noise_figure, missing),
+    ):
+        with pytest.raises(SystemExit, match=r"error: .*typo.*: there is no such file\. Give the"):
+            program.main(arguments)
+    (tmp_path / "runs.jsonl").touch()
+    with pytest.raises(SystemExit, match="--tables: there are no runs to publish"):
+        evidence.main(["--output", str(tmp_path), *tables])
+    with pytest.raises(SystemExit, match="RUNS: there are no runs"):
+        noise_figure.main([str(tmp_path / "runs.jsonl"), "--output", str(tmp_path / "x.png")])
+    assert {path.name for path in tmp_path.iterdir()} == {"table.md", "runs.jsonl"}
+
+
+def test_other_data_or_other_epochs_in_the_same_folder_are_refused(tmp_path):
+    file = tmp_path / "cifar10n_features.npz"
+    file.write_bytes(b"some features")
+    command = evidence.Command(tmp_path, data=tmp_path)
+    runs = evidence.Runs(tmp_path / "runs.jsonl")
+    runs.rows += [row | {"epochs": 60} for row in made_up("SGD", 0.0)]
+    runs.rows += [row | {"epochs": 120} for row in made_up("SGD, twice the epochs", 0.0)]
+    bench = evidence.Bench(NAME, features(), runs, command)
+    # A network that diverged fits nothing and finds nothing.
+    diverged = bench._errors(np.full((120, 3), np.nan), np.arange(120))
+    assert diverged == {"memorized": 0.0, "clean_fit": 0.0, "auroc": 0.5}
+    evidence.Bench("news_full", features(), runs, dataclasses.replace(command, data=None, epochs=2))
+    with pytest.raises(DataError, match=r"--epochs: .* with 60 epochs, and now it is 2\. Take"):
+        evidence.Bench(NAME, features(), runs, dataclasses.replace(command, epochs=2))
+    file.write_bytes(b"other features")
+    with pytest.raises(DataError, match=r"--data: .* has another file of 'cifar10n_worse'"):
+        evidence.Bench(NAME, features(), runs, command)
 
 
 def test_the_trials_stand_by_radius_and_decay():

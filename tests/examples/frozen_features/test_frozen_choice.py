@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from examples.frozen_features import choose, criteria, grid, suspects
+from examples.frozen_features import choose, criteria, fit, grid, report, suspects
 from examples.frozen_features.config import Config
 from examples.frozen_features.grid import Setting
 from examples.frozen_features.search import Result, scores
+from examples.frozen_features.train import predicted
 from tests.examples.frozen_features.frozen_data import features
 
 SGD = Setting("mlp", "sgd", 0.0, 1e-3, 0.02)
@@ -44,7 +45,18 @@ def test_few_rows_get_more_seeds_and_many_rows_get_more_rows():
         (1000, (1, 2)),
         (1000, (3, 4)),
     ]
-    assert [r.rows for r in grid.rungs(40_000, 60)] == [5000, 15_000, 40_000]
+    assert [(r.rows, r.seeds) for r in grid.rungs(42_501, 60)] == [
+        (5312, (0,)),
+        (15_937, (0,)),
+        (42_501, (0,)),
+    ]
+
+
+@pytest.mark.parametrize("rows", [4000, 4001, 10_666, 10_667, 19_999, 20_000])
+def test_no_round_trains_what_an_earlier_one_has_trained(rows):
+    trained = [(r.rows, seed) for r in grid.rungs(rows, 60) for seed in r.seeds]
+    assert len(set(trained)) == len(trained)
+    assert trained[-1][0] == rows
 
 
 def test_survivors_are_the_best_and_those_for_comparison():
@@ -81,6 +93,72 @@ def test_the_choice_and_its_intervals_by_hand():
     alone = choose.choose([result(SAM, hits)])
     assert alone.runner_up is None
     assert alone.sure
+
+
+def test_a_setting_that_diverged_is_neither_chosen_nor_in_the_way():
+    diverged = dict.fromkeys(criteria.MEASURES, np.nan)
+    good = {"clean_accuracy": 0.7, "canaries": 0.2, "small_loss": 0.4, "gap": -0.1}
+    good |= {"fitted": 0.9, "memorized": 0.5}
+    runs = [result(SGD, [1, 1], **diverged), result(LINEAR, [0, 1], **good)]
+    choice = choose.choose(runs)
+    assert (choice.setting, choice.runner_up) == (LINEAR, None)
+    assert {row.name: row.regret for row in choose.compare_criteria(runs)}["held_out"] == 0
+    fast = result(SGD._replace(rate=0.1), [0, 1], **good)
+    rows = {cells[0]: cells for cells in report.table_rows([*runs, fast])}
+    assert rows["mlp"][2:6] == ("-", "0.001", "0.1", "50.0")
+    with pytest.raises(ValueError, match=r"--learning-rates: 0.02: every setting diverged\. Give"):
+        choose.choose(runs[:1])
+
+
+def test_logits_that_are_not_finite_measure_nothing():
+    data = features(rows=12)
+    parts = criteria.Split(np.arange(8), np.arange(8, 12), np.array([0]), data.labels)
+    given = data, parts, parts.train
+    for bad in range(3):
+        logits = [np.zeros((8, 3)), np.zeros((4, 3)), np.zeros((12, 3))]
+        assert np.isfinite(criteria.measure(*given, *logits)["held_out"])
+        logits[bad][2, 1] = np.nan
+        assert all(map(np.isnan, criteria.measure(*given, *logits).values()))
+    found = predicted(np.array([[[0.0, 1.0]], [[np.nan, np.nan]], [[np.inf, 0.0]]]))
+    assert found.tolist() == [[1], [-1], [-1]]
+
+
+def sentences(results, setting):
+    """What is said of a choice among these runs."""
+    choice = choose.Choice(setting, 0.5, (0.4, 0.6), results[0].setting, 0.0, (-0.1, 0.1))
+    data = features()._replace(clean_labels=None)
+    chosen = fit.Fitted(setting, None, np.zeros((120, 3)), {})
+    outcome = fit.Outcome(Config(), data, results, choice, [], chosen, None)
+    return report.sentences(outcome)
+
+
+def test_an_edge_of_the_grid_is_one_of_the_same_method():
+    """1-SAM takes a tenth of the radii."""
+    config = Config(methods=("sam", "1-sam"), radii=(0.1, 0.3), decays=(0.0, 1e-3, 1e-2))
+    results = [result(setting, [1, 0]) for setting in grid.settings(config)]
+    by_place = {(s.method, s.rho, s.decay): s for s in (r.setting for r in results)}
+    said = sentences(results, by_place["1-sam", 0.03, 1e-3])
+    edges = [line for line in said if "that was tried" in line]
+    assert edges == ["Its radius 0.03 is the largest that was tried: widen --radii there."]
+    said = sentences(results, by_place["sam", 0.1, 1e-2])
+    assert [line for line in said if "that was tried" in line] == [
+        "Its radius 0.1 is the smallest that was tried: widen --radii there.",
+        "Its decay 0.01 is the largest that was tried: widen --decays there.",
+    ]
+    # Nothing is below 0.
+    assert not any("decay 0 " in line for line in sentences(results, by_place["sam", 0.1, 0.0]))
+
+
+def test_a_learning_rate_is_named_where_there_are_several():
+    runs = [result(SGD, [1, 0]), result(SGD._replace(rate=0.1), [1, 1])]
+    said = sentences(runs, runs[1].setting)
+    assert said[0] == "Chosen: SGD mlp decay=0.001 rate=0.1."
+    assert "Runner-up: SGD mlp decay=0.001 rate=0.02." in said
+    assert (
+        "Its learning rate 0.1 is the largest that was tried: widen --learning-rates there." in said
+    )
+    assert report.columns(runs)[3:5] == ("decay", "rate")
+    assert sentences(runs[:1], SGD)[0] == "Chosen: SGD mlp decay=0.001."
 
 
 def test_criteria_are_compared_by_their_regret():

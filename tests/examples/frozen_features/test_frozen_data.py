@@ -89,6 +89,18 @@ def test_ties_are_drawn_evenly_and_always_alike():
     np.testing.assert_array_equal(votes.labels, count_votes(answers, "x").labels)
 
 
+def test_answers_may_be_unsigned_and_their_counts_have_to_fit(tmp_path):
+    answers = np.array([[0, 1, 1], [2, 0, 2]], np.uint8)
+    assert count_votes(answers, "x").labels.tolist() == [1, 2]
+    with pytest.raises(DataError, match="no class but -1"):
+        count_votes(answers[:0], "x")
+    answers = np.zeros((120, 2), np.int16)
+    answers[0] = 9_999
+    message = refusal(save(tmp_path, labels=answers), memory_limit_gib=0.01)
+    assert "counts of 120 rows and 10,000 classes take 0.0 GiB" in message
+    assert "--memory-limit-gib" in message
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -206,6 +218,27 @@ def test_tables_that_do_not_fit_are_refused(tmp_path, suffix):
         load_inputs(path, ("x0", "x9"))
     path.write_bytes(b"\0\1")
     refusal(path, ignore_columns=("id",))
+
+
+def test_a_column_of_a_csv_has_the_kind_of_all_its_cells(tmp_path):
+    path = tmp_path / "data.csv"
+    rows = [f"{i},{i % 2}" for i in range(200)]
+    path.write_text("\n".join(["x,label", *rows, "0.5,2nd", "1,2nd"]))
+    data = load(path)
+    assert data.inputs[-2:, 0].tolist() == [0.5, 1.0]
+    assert data.class_names == ("0", "1", "2nd")
+    assert load_inputs(path, ("x",))[-2, 0] == 0.5
+
+
+def test_flags_that_would_do_nothing_are_refused(tmp_path):
+    path = save(tmp_path)
+    said = refusal(path, clean_label_column="foo")
+    assert (
+        said
+        == "--clean-label-column: 'foo' would do nothing here. An .npz has the array clean_labels."
+    )
+    assert "--ignore-columns: ('bar',)" in refusal(path, ignore_columns=("bar",))
+    assert "--label-column: 'y'" in refusal(None, label_column="y")
 
 
 def test_an_empty_cell_is_told_by_its_row(tmp_path):

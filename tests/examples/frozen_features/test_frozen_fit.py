@@ -2,7 +2,10 @@
 
 import csv
 import dataclasses
+import errno
 import json
+import shlex
+import signal
 
 import numpy as np
 import pytest
@@ -44,6 +47,14 @@ def fitted(tmp_path_factory):
 def no_figures(monkeypatch):
     """Drawing takes longer than a tiny fit."""
     monkeypatch.setattr(fit.figures, "draw", lambda outcome: {})
+
+
+@pytest.fixture
+def interrupts():
+    """Pytest may have been started in the background, where shells ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def bits(folder):
@@ -115,18 +126,18 @@ def test_losses_are_settings_like_any_other(tmp_path, no_figures):
     assert {row["loss"] for row in _results(tmp_path)["search"]} == set(losses)
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(fitted, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_to_the_same_bits(fitted, tmp_path, monkeypatch, interrupts):
     folder, _ = fitted
     saved, save = [], Folder.save_block
 
-    def save_two(self, name, block):
-        if len(saved) == 3:
-            raise KeyboardInterrupt
+    def save_three(self, name, block):
         saved.append(name)
+        if len(saved) == 3:
+            signal.raise_signal(signal.SIGINT)  # the block is saved all the same
         save(self, name, block)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Folder, "save_block", save_two)
+        patch.setattr(Folder, "save_block", save_three)
         with pytest.raises(KeyboardInterrupt):
             fit.fit(config(tmp_path / "run"), features(), quiet=True)
     state = tmp_path / "run" / "state"
@@ -151,7 +162,7 @@ def test_a_resumed_run_trains_nothing_twice(fitted, monkeypatch):
 
 
 def test_a_second_process_is_refused(tmp_path):
-    with Folder(tmp_path / "run", {}, resume=False), pytest.raises(FolderError, match="in use"):
+    with Folder(tmp_path / "run", {}, resume=False), pytest.raises(OSError, match="in use"):
         fit.fit(config(tmp_path / "run", resume=True), features(), quiet=True)
     with Folder(tmp_path / "run", {}, resume=True):
         pass  # the lock ends with its owner
@@ -160,7 +171,7 @@ def test_a_second_process_is_refused(tmp_path):
 def test_an_output_that_cannot_be_written_is_told_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr("examples.frozen_features.fit.search", None)
     (tmp_path / "file").write_text("")
-    with pytest.raises(FolderError, match="cannot be written"):
+    with pytest.raises(OSError, match=r"--output: .*run cannot be written to \("):
         fit.fit(config(tmp_path / "file" / "run"), features(), quiet=True)
 
 
@@ -216,8 +227,23 @@ def test_predictions_that_cannot_be_made_are_refused(fitted, tmp_path):
     with pytest.raises(DataError, match="no such model"):
         model.load(tmp_path / "none.npz")
     (tmp_path / "bad.npz").write_bytes((fitted[0] / "model.npz").read_bytes()[:200])
-    with pytest.raises(DataError, match="damaged or no model"):
+    with pytest.raises(DataError, match=r"bad.npz is damaged .* Give the model\.npz of a fit\."):
         model.load(tmp_path / "bad.npz")
+    with pytest.raises(DataError, match=r"more than the 0\.0 of --memory-limit-gib"):
+        model.load(fitted[0] / "model.npz", memory_limit_gib=1e-7)
+    for change, words in (
+        (
+            {"params": {"kernel": np.ones((4, 3), np.float32), "bias": np.ones(3)}},
+            r"kernel is float32",
+        ),
+        ({"params": head.params | {"bias": np.ones((1, 3))}}, r"bias is float64 \(1, 3\)"),
+        ({"mean": head.mean[:4]}, r"deviation is .*\(5,\), not of floats \(4,\)"),
+        ({"class_names": ("a",)}, "not of floats"),
+        ({"columns": ("x",)}, "5 features and 1 columns"),
+    ):
+        (tmp_path / "bad.npz").write_bytes(head._replace(**change).to_bytes())
+        with pytest.raises(DataError, match=f"is no model of this program: .*{words}"):
+            model.load(tmp_path / "bad.npz")
     np.savez(tmp_path / "data.npz", inputs=arrays()["inputs"])
     with pytest.raises(SystemExit, match=r"--output: .*p\.txt"):
         predict.main(
@@ -231,6 +257,43 @@ def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
     with pytest.raises(SystemExit):
         fit.main(["--radii", "-1"])
     assert "--radii: -1.0 is not valid. It is at least 0" in capsys.readouterr().err
+
+
+def test_training_that_diverges_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    small = {"heads": ("linear",), "methods": ("sgd",), "decays": (1e-3,), "batch_size": 64}
+    with pytest.raises(ValueError, match=r"--learning-rates: 1e\+38: every setting diverged"):
+        fit.fit(config(tmp_path / "all", learning_rates=(1e38,), **small), features(), quiet=True)
+    refit = Folder.load_block
+
+    def diverged(folder, name):
+        arrays = refit(folder, name)
+        return {"logits": np.full((120, 3), np.nan)} if name == "refit" else arrays
+
+    monkeypatch.setattr(Folder, "load_block", diverged)
+    with pytest.raises(ValueError, match=r"--learning-rates: 0.02: SGD .* diverged on all rows"):
+        fit.fit(config(tmp_path / "one", **small), features(), quiet=True)
+    for folder in ("all", "one"):
+        assert not (tmp_path / folder / "model.npz").exists()
+
+
+def test_an_interrupt_or_a_full_disk_ends_with_the_command_that_goes_on(monkeypatch, capsys):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs.jsonl")
+
+    for program, name, flags in ((fit, "fit", "--seed 3"), (evidence, "run", "--output 'a b'")):
+        go_on = f"-m {program.__name__} {flags}" + " --resume" * (program is fit)
+        monkeypatch.setattr(program, name, interrupt)
+        with pytest.raises(SystemExit) as stop:
+            program.main(shlex.split(flags))
+        assert stop.value.code == 130
+        assert capsys.readouterr().err.splitlines()[-1].endswith(go_on)
+        monkeypatch.setattr(program, name, fail)
+        with pytest.raises(SystemExit, match="could not be written") as stop:
+            program.main(shlex.split(flags))
+        assert stop.value.code.endswith(go_on)
 
 
 def test_suspects_are_compared(monkeypatch, capsys):
@@ -249,13 +312,18 @@ def test_suspects_are_compared(monkeypatch, capsys):
     assert f"| {rows[0]['auroc']:.3f} | {100 * rows[0]['precision_at_100']:.1f} |" in table[2]
     with pytest.raises(SystemExit, match=r"--set: .news. is not valid\. Choose from digits_sym"):
         compare_suspects.main(["--set", "news", "--no-cleanlab"])
+    with pytest.raises(SystemExit, match=r"--set: 'news_full' goes without --label-column"):
+        compare_suspects.main(["--set", "news_full", "--label-column", "y", "--no-cleanlab"])
+    for seeds in ((0, 0), ()):
+        with pytest.raises(DataError, match=r"--seeds: \(.*\) is not valid\. Name each one once"):
+            compare_suspects.compare(dataclasses.replace(command, seeds=seeds), features())
     with pytest.raises(DataError, match="clean_labels are missing"):
         compare_suspects.compare(command, features()._replace(clean_labels=None))
     with pytest.raises(DataError, match="nothing to find"):
         compare_suspects.compare(command, features(wrong=0.0))
 
 
-def test_the_evidence_goes_on_and_is_summed_up(tmp_path, monkeypatch, capsys):
+def test_the_evidence_goes_on_and_is_summed_up(tmp_path, monkeypatch, capsys, interrupts):
     monkeypatch.setattr(sets.digits, "load", lambda rate, kind: features())
     names = ("SGD", "SAM", "early stopping", "SGD, twice the epochs", "without wrong labels")
     command = evidence.Command(tmp_path, epochs=1, sets=(DIGITS,), contenders=names)
@@ -267,6 +335,18 @@ def test_the_evidence_goes_on_and_is_summed_up(tmp_path, monkeypatch, capsys):
 
     cut = (tmp_path / "runs.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "runs.jsonl").write_text("".join(cut[:20]) + cut[20][:30])
+    add = evidence.Runs.add
+
+    def add_and_stop(runs, row):
+        add(runs, row)
+        if len(runs.rows) == 21:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evidence.Runs, "add", add_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            evidence.run(command)
+    assert 20 < len(evidence.read_runs(tmp_path / "runs.jsonl")) <= 20 + evidence.LANES
     evidence.run(command)
     again = evidence.read_runs(tmp_path / "runs.jsonl")
 
