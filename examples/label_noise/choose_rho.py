@@ -21,7 +21,8 @@ import numpy as np
 import tyro
 from config import Config
 from data import Data, load_digits
-from output_folder import explain, write_atomically
+from output_folder import explain
+from partial import Partial
 from rich.progress import track
 from sklearn.model_selection import StratifiedKFold
 from train import compare
@@ -56,8 +57,13 @@ class Choice:
     def __post_init__(self):
         if not self.rhos or not self.alphas:
             raise ValueError("--rhos and --alphas: give at least one of each.")
-        for rho, alpha in itertools.product(self.rhos, self.alphas):
-            self.config(rho, alpha, self.seeds)  # refuses what is not valid
+        try:
+            for rho, alpha in itertools.product(self.rhos, self.alphas):
+                self.config(rho, alpha, self.seeds)  # refuses what is not valid
+        except ValueError as error:
+            flag, *rest = str(error).partition(":")
+            here = {"--rho": "--rhos", "--alpha": "--alphas", "--methods": "--method"}
+            raise ValueError("".join([here.get(flag, flag), *rest])) from None
 
     def config(self, rho: float, alpha: float, seeds: tuple[int, ...]) -> Config:
         """One radius and strength; everything else has the program's defaults."""
@@ -95,21 +101,24 @@ def chosen(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def main(choice: Choice) -> None:
-    """Tries all radii, prints the choice and writes the table."""
-    choice.output.parent.mkdir(parents=True, exist_ok=True)
+    """Tries all radii, prints the choice and writes the table; what was stopped goes on."""
+    settings = dataclasses.asdict(choice)
+    del settings["output"]
+    partial = Partial(choice.output, settings)
+    rows = partial.rows
     folds = [
         (seed, fold)
         for seed in choice.seeds
         for fold in held_out_folds(load_digits(Config.noise, Config.noise_rate, (seed,)), seed)
     ]
-    rows: list[dict[str, float]] = []
-    for rho, alpha in track(list(itertools.product(choice.rhos, choice.alphas)), "choosing"):
+    tried = list(itertools.product(choice.rhos, choice.alphas))
+    for rho, alpha in track(tried[len(rows) :], "choosing"):
         shares = []
         for seed, fold in folds:
             *_, last = compare(choice.config(rho, alpha, (seed,)), fold)
             shares.append(100 * last.measures["test_accuracy"][0])
         error = np.std(shares, ddof=1) / np.sqrt(len(shares))
-        rows.append({"rho": rho, "alpha": alpha, HELD_OUT: np.mean(shares), ERROR: error})
+        partial.append({"rho": rho, "alpha": alpha, HELD_OUT: np.mean(shares), ERROR: error})
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["method", *rows[0]])
@@ -117,7 +126,7 @@ def main(choice: Choice) -> None:
         [choice.method, f"{rho:g}", f"{alpha:g}", f"{share:.2f}", f"{error:.2f}"]
         for rho, alpha, share, error in map(dict.values, rows)
     )
-    write_atomically(choice.output, file.getvalue())
+    partial.finish(file.getvalue())
     print(file.getvalue())
     best = chosen(rows)
     print(f"{choice.method}: rho = {best['rho']:g}, alpha = {best['alpha']:g}")
@@ -131,5 +140,7 @@ if __name__ == "__main__":
         main(choice)
     except OSError as error:
         sys.exit(f"error: {explain(error)}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; nothing has been written.")
+        sys.exit("interrupted. The same command goes on.")

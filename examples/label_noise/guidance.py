@@ -5,6 +5,7 @@ python examples/label_noise/guidance.py docs/results/rho_sweep.csv docs/results/
 
 import csv
 import io
+import itertools
 import shlex
 import sys
 from pathlib import Path
@@ -33,21 +34,26 @@ def setting(row: dict[str, str], names: tuple[str, ...] = SETTINGS[1:]) -> str:
 def guidance(rows: list[dict[str, str]]) -> dict[str, str]:
     """The line of one method, from its rows of the sweep."""
     best = max(rows, key=accuracy)
-    same_strength = [
-        row for row in rows if (row["alpha"], row["kappa"]) == (rows[0]["alpha"], rows[0]["kappa"])
-    ]
-    good = [row["rho"] for row in same_strength if accuracy(row) >= accuracy(best) - AS_GOOD]
-    collapsed = [
-        row["rho"]
-        for row in same_strength
-        if accuracy(row) < accuracy(best) - COLLAPSED and float(row["rho"]) > float(best["rho"])
-    ]
+    # Radii are compared at one strength of the down-weighting or the compensation, the first one's.
+    strength = rows[0]["alpha"], rows[0]["kappa"]
+    radii = [row for row in rows if (row["alpha"], row["kappa"]) == strength]
+    radii.sort(key=lambda row: float(row["rho"]))
+    middle = max(range(len(radii)), key=lambda i: accuracy(radii[i]))
+    top = accuracy(radii[middle])
+
+    def is_good(row: dict[str, str]) -> bool:
+        return accuracy(row) >= top - AS_GOOD
+
+    larger = list(itertools.takewhile(is_good, radii[middle:]))
+    smaller = list(itertools.takewhile(is_good, radii[middle::-1]))
+    good = [smaller[-1]["rho"], larger[-1]["rho"]]
+    collapsed = [row["rho"] for row in radii[middle + 1 :] if accuracy(row) < top - COLLAPSED]
     return {
         "method": best["method"],
         "best": setting(best),
         TEST: best[TEST],
         MEMORIZED: best[MEMORIZED],
-        f"ρ within {AS_GOOD:g} points": " to ".join(dict.fromkeys([good[0], good[-1]])),
+        f"ρ within {AS_GOOD:g} points": " to ".join(dict.fromkeys(good)),
         f"ρ that loses {COLLAPSED:g} points": f"from {collapsed[0]}" if collapsed else "none tried",
     }
 

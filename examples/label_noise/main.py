@@ -21,6 +21,8 @@ INTERRUPTED = 130  # what shells expect of a program that was stopped by Ctrl-C
 def main(config: Config) -> None:
     """Trains every method, prints the table and writes the results."""
     with held(config.output):
+        if (config.output / "results.json").exists():
+            print(f"{config.output} has earlier results. They are replaced at the end.")
         data = load_digits(config.noise, config.noise_rate, config.seeds)
         epochs = []
         with live_progress(config) as show:

@@ -16,7 +16,8 @@ import tyro
 from config import Config
 from data import load_digits
 from methods import METHODS
-from output_folder import explain, write_atomically
+from output_folder import explain
+from partial import Partial
 from report import mean_and_std
 from rich.progress import track
 from train import compare
@@ -92,23 +93,22 @@ def row_of(method: str, config: Config, data) -> dict[str, str]:
 
 
 def main(sweep: Sweep) -> None:
-    """Runs all methods at all radii; the file is rewritten after every row."""
-    sweep.output.parent.mkdir(parents=True, exist_ok=True)
-    data = load_digits(sweep.noise, sweep.noise_rate, sweep.seeds)
+    """Runs all methods at all radii; what was stopped goes on."""
     runs: list[tuple[str, dict]] = [("sgd", {"rho": 0.0})]
     for name in sweep.methods:
         rho = CENTERS[name]
         runs += [(name, {"rho": factor * rho}) for factor in FACTORS]
         runs += [(name, {"rho": rho, key: value}) for one, key, value in OTHERS if one == name]
-    rows: list[dict[str, str]] = []
-    for method, settings in track(runs, description="sweep"):
+    partial = Partial(sweep.output, sweep.shared() | {"runs": runs})
+    data = load_digits(sweep.noise, sweep.noise_rate, sweep.seeds)
+    for method, settings in track(runs[len(partial.rows) :], description="sweep"):
         config = Config(**(sweep.shared() | {"methods": (method,)} | settings))
-        rows.append(row_of(method, config, data))
-        file = io.StringIO()
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(sweep.output, file.getvalue())
+        partial.append(row_of(method, config, data))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, fieldnames=list(partial.rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(partial.rows)
+    partial.finish(file.getvalue())
 
 
 if __name__ == "__main__":
@@ -119,5 +119,7 @@ if __name__ == "__main__":
         main(sweep)
     except OSError as error:
         sys.exit(f"error: {explain(error)}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"interrupted; {sweep.output} has the rows that are done.")
+        sys.exit("interrupted. The same command goes on.")

@@ -81,6 +81,7 @@ def test_the_real_loop_writes_its_files(tmp_path, capsys):
     assert "</svg>" in (tmp_path / "label_noise.svg").read_text()
     table = (tmp_path / "table.md").read_text()
     printed = capsys.readouterr().out
+    assert "earlier" not in printed
     for method in ("SGD", "SANER"):
         assert f"| {method} |" in table
         assert method in printed
@@ -147,8 +148,10 @@ def test_measures_by_hand():
     assert measures == {"test_accuracy": 0.5, "clean_fit": 2 / 4, "memorized": 1 / 3}
 
 
-def test_without_wrong_labels_nothing_is_said_of_them(tmp_path):
+def test_without_wrong_labels_nothing_is_said_of_them(tmp_path, capsys):
+    (tmp_path / "results.json").write_text("{}")
     main(Config(methods=("sgd",), epochs=1, seeds=(0,), noise_rate=0.0, output=tmp_path))
+    assert f"{tmp_path} has earlier results. They are rep" in capsys.readouterr().out
     assert read_csv(tmp_path)[0]["memorized"] == ""
     assert json.loads((tmp_path / "results.json").read_text())["epochs"][0]["memorized"] == [None]
     assert "Wrong labels memorized" not in (tmp_path / "label_noise.svg").read_text()
