@@ -365,6 +365,29 @@ def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path, monkeypatch
     assert not (tmp_path / "checkpoints" / "2").exists()
 
 
+def test_logits_that_are_not_finite_stop_a_classification(finished, tmp_path, monkeypatch):
+    """Also where the loss of the step was finite still."""
+    settings = dataclasses.replace(
+        finished[0],
+        **{"task": "classification", "method": "adamw", "output": tmp_path / "run"},
+        **{"text": str(write_table(tmp_path / "texts.csv")), "clean_label_column": "truth"},
+    )
+    done = []
+
+    def step(self, state, first, last, *rest):
+        done.append(last)
+        return state, {"step": last, "loss": 1.0, "bytes_per_second": 1.0} | self.evaluate(state)
+
+    def logits(self, state, batches):
+        count = sum(len(batch.labels) for batch in batches)
+        return np.full((count, 2), np.nan if done == [1, 2] else 0.0)
+
+    monkeypatch.setattr(train.Run, "train_to", step)
+    monkeypatch.setattr(train.Trainer, "logits", logits)
+    with pytest.raises(train.TrainingDiverged, match=r"step 2 is not finite.*checkpoints/1\."):
+        train.train(settings)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
