@@ -1,5 +1,6 @@
 """The tables and the figure of the steps that were compiled for pods."""
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,6 +32,13 @@ COLUMNS = {
     "others": ("all-to-all", "collective-permute"),
 }
 MANY = (4, 16, 64, 256)
+# The panels of the figure: enough to see the shapes.
+DRAWN = (
+    ("ViT-B", "data parallel", "v5e"),
+    ("ViT-B", "fully sharded", "v5e"),
+    ("decoder", "fully sharded", "v5e"),
+    ("decoder", "fully sharded × tensor parallel", "v5e"),
+)
 
 
 def measures(record: Record) -> dict[str, float]:
@@ -74,7 +82,7 @@ def table(records: Sequence[Record]) -> str:
     rows = []
     for record in records:
         if "error" in record:
-            rows.append([name_of(record), "does not compile: " + record["error"]])
+            rows.append([name_of(record), why_not(record["error"])])
             rows[-1] += ["–"] * (len(header) - 2)
             continue
         here = compiled[record["step"]]
@@ -84,6 +92,15 @@ def table(records: Sequence[Record]) -> str:
             [name_of(record), *ratios, *counts, record["slowest"], f"{record['compile']:.0f}"]
         )
     return markdown(header, rows) + (f"\n{absolute(base)}\n" if base else "")
+
+
+def why_not(error: str) -> str:
+    """What the compiler says of a step that it refuses, in short where the memory is the reason."""
+    sizes = re.search(r"memory required for (.+?) \((\S+)\) exceeds available HBM \((\S+)\)", error)
+    if sizes is None:
+        return f"does not compile: {error}"
+    what, needed, there = sizes.groups()
+    return f"does not fit: {what} need {needed}B of {there}B"
 
 
 def absolute(base: dict[str, float]) -> str:
@@ -140,7 +157,7 @@ def figure(records: Sequence[Record]) -> Any:
             [r for r in records if "error" not in r and r["step"] in steps],
             *("network", "layout", "chip"),
         ).items()
-        if len({record["chips"] for record in here}) > 1
+        if key in DRAWN and len({record["chips"] for record in here}) > 1
     }
     if not columns:
         return None
