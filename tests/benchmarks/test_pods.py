@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_told(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(pods, "compile_step", full)
     tpu.main(["--networks", "decoder", "--chips", "4", "--steps", "SGD", "--output", str(tmp_path)])
     assert "20G of 16G hbm |" in (tmp_path / "steps.md").read_text()
-    error = "E1000: total memory required for HLO temporaries (16.28G) exceeds available HBM (15.75G). HLO"
+    error = "the total memory required for HLO temporaries (16.28G) exceeds available HBM (15.75G)."
     assert pod_tables.why_not(error) == "does not fit: HLO temporaries need 16.28GB of 15.75GB"
 
 
