@@ -33,7 +33,7 @@ STEPS = ROWS | {
     "sam, perturbed loss": Row(ours(optax_sam.sam, RHO, perturbed_loss=True)),
     "SANER by hand": Row(saner_by_hand),
     "m-SAM, m = 8": grouped(optax_sam.sam, 8),
-    "1-SAM, an example a chip at a time": grouped(optax_sam.sam, 1)._replace(at_once=1),
+    "1-SAM, one example per chip at a time": grouped(optax_sam.sam, 1)._replace(at_once=1),
 }
 
 # Otherwise a product of sharded matrices becomes a loop that passes pieces around, whose rounds the

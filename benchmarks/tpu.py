@@ -51,6 +51,7 @@ STEPS = (
     *SCALING,
     *(s for s in ALL_STEPS if s not in SCALING and not any(w in s for w in LEFT_OUT)),
 )
+LEVEL = "O0"  # of the published tables
 # Plain data parallelism of the decoder does not fit into a v5e.
 FIRST_CHIP = {"decoder": "v5p"}
 
@@ -128,9 +129,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=60, help="no step is begun after them")
     parser.add_argument(
         "--level",
-        default="O0",
-        help="of XLA's optimization: O0 compiles faster, UNKNOWN is JAX's default; a level has its own "
-        "records, and the tables are of one",
+        default=LEVEL,
+        help="of XLA's optimization: O0 compiles faster, UNKNOWN is JAX's default, whose tables go to "
+        "the folder OUTPUT/UNKNOWN",
     )
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
@@ -162,7 +163,9 @@ def main(arguments: list[str] | None = None) -> None:
         (record for record in read(path) if record["level"] == options.level),
         key=lambda r: order.get(Cell(*(r[key] for key in Cell._fields)), len(order)),
     )
-    pod_tables.write(records, options.output)
+    folder = options.output if options.level == LEVEL else options.output / options.level
+    folder.mkdir(exist_ok=True)
+    pod_tables.write(records, folder)
 
 
 if __name__ == "__main__":

@@ -248,8 +248,8 @@ class Row(NamedTuple):
       separates: the examples of the batch are separated, which a network with BatchNorm forbids.
       divisor: the batch must be a multiple of it.
       varies: some steps of this row cost more than others, so that its time is a mean.
-      at_once: of a row that separates the examples, how many a chip of a pod works on at a time; None:
-        all of its batch.
+      at_once: if the row separates the examples: how many of them each chip of a pod takes at once;
+        None is all of its batch.
     """
 
     build: Callable[..., Step]

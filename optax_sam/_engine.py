@@ -163,12 +163,7 @@ class Engine:
             ascent = self._ascend(step)
         direction = _axes.mean(ascent.perturbed_grads, self.axis_name, share)
         state = state._replace(
-            perturbation=_changed(
-                _axes.mean(
-                    _change(ascent.perturbation_state, state.perturbation), self.axis_name, share
-                ),
-                state.perturbation,
-            ),
+            perturbation=self._mean_of_state(ascent.perturbation_state, state.perturbation, share),
             metrics=_axes.mean(ascent.metrics, self.axis_name, share),
         )
         if self.combination is None:
@@ -211,7 +206,7 @@ class Engine:
         if reason != _FASTER_BY_ITSELF:
             warnings.warn(
                 f"group_size={self.group_size} differentiates every group by itself, which is "
-                "exact but may take 3 to 25 times as long as one perturbation for the batch: "
+                "exact but may take 3 to 26 times as long as one perturbation for the batch: "
                 f"{reason}. optax_sam.explain(tx, objective, params) tells more.",
                 stacklevel=2,
             )
@@ -219,17 +214,18 @@ class Engine:
             warn_if_unproved("group_size=1", check_independence(objective, step.params))
         old = step.state.perturbation
 
-        def of_group(group: Any, logits: Any) -> Ascent:
+        def of_group(group: Any, logits: Any) -> tuple[Ascent, Any]:
             arguments = step.extra_args | {"logits": logits}
-            of_group = step._replace(loss_fn=group, extra_args=arguments)
-            ascent = self._climb_and_evaluate(self._with_own_gradients(of_group))
-            return ascent._replace(perturbation_state=_change(ascent.perturbation_state, old))
+            own_step = step._replace(loss_fn=group, extra_args=arguments)
+            ascent = self._climb_and_evaluate(self._with_own_gradients(own_step))
+            return ascent, _moved(ascent.perturbation_state, old)
 
         logits = step.extra_args["logits"]
-        ascent: Ascent = mean_over_groups(
+        ascent, moved = mean_over_groups(
             of_group, objective, self.group_size, step.local_params, logits=logits
         )
-        return ascent._replace(perturbation_state=_changed(ascent.perturbation_state, old))
+        state = _where_moved(ascent.perturbation_state, moved, old)
+        return ascent._replace(perturbation_state=state)  # type: ignore[no-any-return]
 
     def _why_not_fast(self, step: Step) -> str:
         """Why the fast path for groups cannot be taken; empty if it can."""
@@ -279,6 +275,13 @@ class Engine:
             perturbation_norm=result.perturbation_norm.astype(dtype),
         )
         return Ascent(result.clean_gradients, result.gradients, perturbation_state, metrics)
+
+    def _mean_of_state(self, state: Any, old: Any, share: jax.Array | None) -> Any:
+        """A first stage's state, averaged over the devices."""
+        if not _axes.names_of(self.axis_name):
+            return state
+        mean, moved = _axes.mean((state, _moved(state, old)), self.axis_name, share)
+        return _where_moved(mean, moved, old)
 
     def _with_own_gradients(self, step: Step) -> Step:
         """The step of one group, whose clean gradient is its own."""
@@ -349,30 +352,34 @@ def _climbed_norm(state: Any, gradients: Any) -> jax.Array:
     return _norms.norm(gradients)
 
 
-def _change(state: Any, old: Any) -> Any:
-    """A stage's state with the change of every floating scalar in place of its value.
-
-    A scalar such as a radius is the same for all groups and devices. Its mean is a sum of rounded
-    shares, which would be another number, and drift from step to step; that of its change is exactly 0.
-    """
-    return _on_scalars(lambda new, old: jnp.where(jnp.isfinite(old), new - old, new), state, old)
-
-
-def _changed(change: Any, old: Any) -> Any:
-    """The state again, after the mean."""
-    return _on_scalars(lambda new, old: jnp.where(jnp.isfinite(old), old + new, new), change, old)
-
-
-def _on_scalars(function: Callable[[Any, Any], Any], state: Any, old: Any) -> Any:
+def _moved(state: Any, old: Any) -> list[jax.Array]:
+    """For each floating scalar of a stage's state: 1 if a step has changed it, 0 if not."""
     own: Any = jax.tree.structure(state)
     if own != jax.tree.structure(old):  # a stage of the user's own
-        return state
+        return []
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(old), strict=True)
+    return [jnp.asarray(new != before, jnp.float32) for new, before in pairs if _is_scalar(new)]
 
-    def one(new: Any, old: Any) -> Any:
-        is_scalar = jnp.ndim(new) == jnp.ndim(old) == 0 and _tree.is_floating(new)
-        return function(new, old).astype(jnp.result_type(new)) if is_scalar else new
 
-    return jax.tree.map(one, state, old)
+def _where_moved(mean: Any, moved: list[jax.Array], old: Any) -> Any:
+    """The mean of a stage's states over groups or devices, with the scalars that nobody changed.
+
+    A radius is the same for all of them. A mean, which is a sum of rounded shares, would be another
+    number, and drift from step to step.
+    """
+    if not moved:
+        return mean
+    leaves, treedef = jax.tree.flatten(mean)
+    flags = iter(moved)
+    kept = [
+        jnp.where(next(flags) == 0, before, leaf) if _is_scalar(leaf) else leaf
+        for leaf, before in zip(leaves, jax.tree.leaves(old), strict=True)
+    ]
+    return jax.tree.unflatten(treedef, kept)
+
+
+def _is_scalar(leaf: Any) -> bool:
+    return jnp.ndim(leaf) == 0 and _tree.is_floating(leaf)
 
 
 def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) -> None:
@@ -390,7 +397,7 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
         "optimizer behind it in the chain.",
     )
     for name in extra_args:
-        # Extra arguments are those of other links, so only what is nearly the same is a mistake.
+        # Extra arguments belong to other links, so only a near match is taken for a typing mistake.
         cutoff = 0.75 if loss_fn is None else 0.9
         known = ("loss_fn", "logits", "clean_grads")
         close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)

@@ -169,16 +169,18 @@ def check_ends_with_method(name: str, state: optax.OptState) -> None:
     """Raises unless the state is that of a method, or of a chain with a method at its end.
 
     An optimizer there would turn its direction into a step, and the clean gradient on the steps in
-    between, which no optimizer has seen, would be added to the parameters as it is.
+    between, which no optimizer has seen, would be added to the parameters as it is. Wrappers whose
+    state is a named tuple are not looked into.
     """
-    links = list(state.values()) if isinstance(state, dict) else state
-    is_chain = isinstance(links, list) or type(links) is tuple
-    last = links[-1] if is_chain and links else state
+    last: Any = state
+    while last and (isinstance(last, dict) or type(last) is tuple):  # the states of a chain's links
+        last = [*last.values()][-1] if isinstance(last, dict) else last[-1]
     if not contains_method(last):
         raise TypeError(
             f"{name} takes a sharpness-aware method, but what it was given "
             + (
-                "has an optimizer behind the method. Put the optimizer behind the result: "
+                "has another transformation (an optimizer, clipping) behind the method, which the "
+                "steps in between would not meet. Put it behind the result: "
                 f"optax.chain({name}(method, ...), optimizer)."
                 if contains_method(state)
                 else f"is none. Pass e.g. {name}(optax_sam.sam(0.05), ...)."

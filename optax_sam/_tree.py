@@ -115,6 +115,17 @@ def as_gradients(gradients: chex.ArrayTree, params: chex.ArrayTree) -> chex.Arra
     return jax.tree.map(one, gradients, params)
 
 
+def as_floating(tree: chex.ArrayTree, like: chex.ArrayTree) -> chex.ArrayTree:
+    """The tree with integers as floating numbers where ``like`` has them."""
+
+    def one(leaf: Any, like: Any) -> Any:
+        if is_floating(leaf) or not is_floating(like):
+            return leaf
+        return jnp.asarray(leaf, jnp.result_type(like))
+
+    return jax.tree.map(one, tree, like)
+
+
 def zeros_like(tree: chex.ArrayTree) -> chex.ArrayTree:
     """Fresh zeros: never an alias of the tree's buffers."""
     return jax.tree.map(jnp.zeros_like, tree)

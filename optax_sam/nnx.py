@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 
 from optax_sam._checks import call as checked_call
-from optax_sam._checks import check_callable
+from optax_sam._checks import check_callable, first_array
 from optax_sam.objectives import Objective
 
 
@@ -260,7 +260,7 @@ def capture_layer_input(model: nnx.Module, layer: str) -> Iterator[list[jax.Arra
     captured: list[jax.Array] = []
 
     def recording(*args: Any, **kwargs: Any) -> Any:
-        captured.append(args[0] if args else next(iter(kwargs.values())))
+        captured.extend(first_array(args, kwargs))
         return original(*args, **kwargs)
 
     # Not by setattr, which nnx records: for nnx the layer stays what and where it is.

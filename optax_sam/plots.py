@@ -114,8 +114,8 @@ def data_map(
       The axes.
 
     Raises:
-      TypeError: if ``dynamics`` are no :class:`optax_sam.diagnostics.TrainingDynamics`, or ``wrong`` no
-        bools.
+      TypeError: if ``dynamics`` is not a :class:`optax_sam.diagnostics.TrainingDynamics`, or ``wrong``
+        is not an array of bools.
       ValueError: if ``wrong`` does not have one value per example.
 
     Example:

@@ -81,7 +81,7 @@ def in_steps(
             )
         arguments = {"loss_fn": loss_fn} | extra_args
         climbed, new_state = stage.update(updates, state, params, **arguments)
-        climbed = _tree.as_gradients(climbed, updates)  # integers, too, have n-th parts
+        climbed = _tree.as_floating(climbed, updates)  # integers, too, have n-th parts
         share = jnp.asarray(1 / steps, _tree.accumulation_dtype(climbed))
         epsilon = _tree.scale(climbed, share) if steps > 1 else climbed
         for _ in range(steps - 1):
@@ -91,7 +91,7 @@ def in_steps(
                 _, gradients = value_and_gradients(moved, params)
             arguments |= {"loss_fn": moved, "logits": None}
             climbed, _ = stage.update(gradients, state, params, **arguments)
-            climbed = _tree.as_gradients(climbed, gradients)
+            climbed = _tree.as_floating(climbed, gradients)
             epsilon = _tree.linear(jnp.ones_like(share), epsilon, share, climbed)
         return epsilon, new_state
 
@@ -369,7 +369,7 @@ def sometimes(
       method: a sharpness-aware method.
       every_k: every k-th step, counted from ``start_step``; None is every step.
       start_step: the first step of the method (late SAM); None is step 0.
-      stop_step: the first step without a second gradient again; None never stops.
+      stop_step: from this step on there is no second gradient any more; None never stops.
       when: a condition that depends on the data: :func:`gradient_norm_is_large`, an object with
         ``init`` and ``update`` (see :class:`When`), or a function ``(gradients, params) -> bool``.
       otherwise: what the direction is in between, e.g. :func:`optax_sam.reuse_orthogonal`. A

@@ -141,6 +141,23 @@ def test_a_radius_does_not_drift():
         assert state.perturbation.hyperparams["rho"] == jnp.float32(0.1)
 
 
+@pytest.mark.parametrize("options", [{}, {"group_size": 2}], ids=["batch", "groups"])
+@pytest.mark.filterwarnings(r"ignore:group_size=2 differentiates")
+def test_a_scalar_that_changes_is_the_new_one(options):
+    """Not the old one and the change, in which a small number behind a large one would be lost."""
+
+    def forget(updates, state, params=None):
+        return updates, jnp.where(state == 1e6, 1e-3, state)
+
+    stage = optax.GradientTransformation(lambda params: jnp.float32(1e6), forget)
+    tx = optax_sam.sharpness_aware(optax.chain(stage, optax_sam.normalized(0.1)), **options)
+    inputs, labels = examples(batch_size=6)
+    params = mlp_parameters()
+    objective = Objective(apply_mlp, inputs, labels, penalty=lambda params: jnp.zeros([]))
+    _, state = tx.update(params, tx.init(params), params, loss_fn=objective)
+    np.testing.assert_allclose(state.perturbation[0], 1e-3, rtol=1e-6)
+
+
 @pytest.mark.filterwarnings(r"ignore:group_size=4 differentiates")
 def test_statistics_of_a_group_are_its_own():
     """Batch norm mixes the examples of a group, which is what it does on a device of its own."""

@@ -157,7 +157,7 @@ def test_capture_gives_the_first_argument_of_the_layer():
     class Network(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return Scaled(name="head")(x=jnp.tanh(nn.Dense(4)(x)), scale=2.0)
+            return Scaled(name="head")(scale=2.0, x=jnp.tanh(nn.Dense(4)(x)))
 
     model = Network()
     variables = model.init(jax.random.key(0), INPUTS)

@@ -271,6 +271,9 @@ class TestSlices:
         kernel = jnp.array([[3.0, 0.0], [4.0, 1.0]])
         direction = filter_normalized(jnp.array([[1, 1], [0, 0]]), kernel)
         np.testing.assert_allclose(direction, [[5, 1], [0, 0]])
+        # And a small direction in single precision does not vanish in half precision.
+        small = filter_normalized(jnp.array([[1e-9, 1e-9], [0, 0]]), kernel.astype(jnp.float16))
+        np.testing.assert_allclose(small, [[5, 1], [0, 0]], rtol=1e-3)
 
     def test_inside_of_a_jitted_function(self):
         scale = jax.jit(

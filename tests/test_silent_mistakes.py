@@ -198,7 +198,7 @@ class TestAudit1_10TheFastPath:
     @pytest.mark.parametrize("name", SLOW)
     def test_audit_1_10_others_say_why_not(self, name):
         make, reason = SLOW[name]
-        with pytest.warns(UserWarning, match=rf"group_size=2 .*3 to 25 times.*{reason}.*explain"):
+        with pytest.warns(UserWarning, match=rf"group_size=2 .*3 to 26 times.*{reason}.*explain"):
             actual = direction(optax_sam.sharpness_aware(make(), group_size=2))
         assert_close(actual, mean_of_groups(make, 2))
 

@@ -225,8 +225,8 @@ class TestWrappersAreAroundMethods:
         """On the steps in between the clean gradient would be added to the parameters as it is."""
         inside = optax.chain(optax_sam.sam(RHO), optax.sgd(0.1))
         named = optax.named_chain(("sam", optax_sam.sam(RHO)), ("sgd", optax.sgd(0.1)))
-        for tx in (inside, named):
-            with pytest.raises(TypeError, match=r"optimizer behind the method.*optax\.chain\("):
+        for tx in (inside, named, optax.chain(inside)):
+            with pytest.raises(TypeError, match=r"behind the method.*optax\.chain\("):
                 wrap(tx).init(START)
         with pytest.raises(TypeError, match=r"what it was given is none\. Pass e\.g\."):
             wrap(optax.sgd(0.1)).init(START)

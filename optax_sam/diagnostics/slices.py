@@ -182,10 +182,10 @@ def _flat(leaf: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def _as_direction(name: str, direction: chex.ArrayTree, params: chex.ArrayTree) -> Any:
-    """The direction in the dtypes of the parameters: integers too are numbers along a line."""
+    """The direction; integers, too, are numbers along a line."""
     check_leaves(params)
     check_like(name, direction, params, of="params", remedy="It is a direction in parameter space.")
-    return _tree.as_gradients(direction, _tree.as_arrays(params))
+    return _tree.as_floating(_tree.as_arrays(direction), _tree.as_arrays(params))
 
 
 def _check_positions(name: str, positions: ArrayLike) -> jax.Array:

@@ -242,7 +242,7 @@ def is_worthwhile(
 
 _SLOW = (
     "the fast path for perturbations per example or group cannot follow this network, so every one is "
-    "differentiated by itself, which is exact but may take 3 to 25 times as long: "
+    "differentiated by itself, which is exact but may take 3 to 26 times as long: "
 )
 
 

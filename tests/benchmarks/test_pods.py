@@ -202,12 +202,13 @@ def test_the_whole_program(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(tpu, "compile_cell", lambda cell, *_: records[0] | cell._asdict())
     tpu.main([*flags, "--chips", "16", "--level", "UNKNOWN"])
     assert len(tpu.read(tmp_path / "steps.jsonl")) == 18
-    assert (tmp_path / "steps.md").read_text().count("| sam |") == 2
+    assert (tmp_path / "UNKNOWN" / "steps.md").read_text().count("| sam |") == 2
+    assert (tmp_path / "steps.md").read_text().count("| sam |") == 4
 
 
 def test_examples_of_1_sam_one_at_a_time(tiny, tmp_path):
     """The loop over microbatches reduces the gradients of each."""
-    steps = ["1-SAM", "1-SAM, an example a chip at a time"]
+    steps = ["1-SAM", "1-SAM, one example per chip at a time"]
     flags = ["--networks", "ViT-B", "--chip", "v5e", "--layouts", "data parallel", "--chips", "16"]
     tpu.main([*flags, "--steps", *steps, "--output", str(tmp_path)])
     whole, looped = (pod_tables.measures(r) for r in tpu.read(tmp_path / "steps.jsonl"))

@@ -167,7 +167,7 @@ def run_tests(copy: Path, tests: list[str], timeout: float) -> tuple[str, str]:
             if not answer:
                 return "killed", "the process ended"
             code, failed = json.loads(answer)
-            if code not in (0, 1):  # no tests, a wrong option: nothing was tested
+            if code in (4, 5):  # a wrong option, no tests: nothing was tested
                 return "broken", f"pytest ended with {code}"
             return ("survived" if code == 0 else "killed"), failed
         time.sleep(0.05)

@@ -196,7 +196,7 @@ def test_what_cannot_be_followed_falls_back_with_a_warning(size, monkeypatch, x6
 
     monkeypatch.setattr(walk, "_site_position", unknown)
     function = functools.partial(per_example_gradient, group_size=size)
-    expected = "cannot follow this network.*3 to 25 times as long: a form from the future"
+    expected = "cannot follow this network.*3 to 26 times as long: a form from the future"
     with pytest.warns(UserWarning, match=expected):
         result = compile_quickly(function)(objective, params, 0.2)
     plain = functools.partial(reference.per_example_gradient, group_size=size)

@@ -185,7 +185,7 @@ def test_the_others_are_differentiated_by_themselves_with_a_warning(name, x64):
     def update(params):
         return tx.update(params, state, params, loss_fn=objective)[0]
 
-    with pytest.warns(UserWarning, match=f"3 to 25 times as long.*the first stage.*({reason})"):
+    with pytest.warns(UserWarning, match=f"3 to 26 times as long.*the first stage.*({reason})"):
         direction = update(params)
 
     def of_group(start):
