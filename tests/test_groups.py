@@ -289,7 +289,7 @@ def test_groups_are_differentiated_by_themselves_where_that_is_faster():
     assert not is_worthwhile(lambda w, x: (x @ w).mean(1), weights, (100, 512), 16)
 
 
-@pytest.mark.parametrize("method", [optax_sam.asam, optax_sam.vasso, optax_sam.friendly_sam])
+@pytest.mark.parametrize("method", [optax_sam.asam, optax_sam.friendly_sam])
 @pytest.mark.filterwarnings(r"ignore:group_size=1 differentiates")
 def test_groups_of_one_without_a_fast_path(method):
     """The grouped form of any perturbation; the mean of one-example steps is the reference."""

@@ -1,5 +1,7 @@
 """Objectives computed microbatch by microbatch: the same numbers in the memory of one microbatch."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -27,22 +29,27 @@ class TestDerivatives:
     def test_value_and_gradient(self, size):
         cut, whole = objectives(size)
         params = mlp_parameters()
-        assert_exact(cut(params), whole(params))
-        assert_exact(cut.logits(params), whole.logits(params))  # in the batch's order
-        actual = jax.jit(lambda p, o: jax.value_and_grad(o)(p))(params, cut)
-        assert_exact(actual, jax.value_and_grad(whole)(params))
+
+        @jax.jit
+        def everything(params, objective):  # the logits in the batch's order
+            both = jax.value_and_grad(objective)(params)
+            return objective(params), objective.logits(params), both
+
+        assert_exact(everything(params, cut), everything(params, whole))
 
     def test_forward_mode(self):
         cut, whole = objectives()
         params = mlp_parameters()
         direction = jax.tree.map(jnp.cos, params)
-        assert_exact(jax.jvp(cut, (params,), (direction,)), jax.jvp(whole, (params,), (direction,)))
+        along = jax.jit(lambda objective: jax.jvp(objective, (params,), (direction,)))
+        assert_exact(along(cut), along(whole))
 
     def test_a_direction_that_moves_one_leaf(self):
         """The other leaves have symbolic zeros as tangents."""
         cut, whole = objectives()
         params = mlp_parameters()
 
+        @jax.jit
         def along(objective):
             return jax.jvp(
                 lambda bias: objective(params | {"bias": bias}),
@@ -57,6 +64,7 @@ class TestDerivatives:
         params = mlp_parameters()
         direction = jax.tree.map(jnp.cos, params)
 
+        @functools.partial(jax.jit, static_argnums=1)
         def product(objective, outer):
             def slope(params):
                 return jax.jvp(objective, (params,), (direction,))[1]
@@ -71,6 +79,7 @@ class TestDerivatives:
     def test_derivatives_in_the_examples(self):
         cut, whole = objectives()
 
+        @jax.jit
         def of_inputs(objective):
             def loss(inputs):
                 return objective.replace(inputs=inputs)(mlp_parameters())
@@ -82,7 +91,8 @@ class TestDerivatives:
     def test_vmap_over_parameters(self):
         cut, whole = objectives()
         several = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), mlp_parameters())
-        assert_exact(jax.vmap(jax.grad(cut))(several), jax.vmap(jax.grad(whole))(several))
+        each = jax.jit(lambda objective: jax.vmap(jax.grad(objective))(several))
+        assert_exact(each(cut), each(whole))
 
     def test_integer_leaves(self):
         params = mlp_parameters() | {"steps": jnp.array([3])}

@@ -29,7 +29,7 @@ from .output_folder import write_atomically
 KINDS = {
     "symmetric": {rate: f"cifar10n_reduced_symmetric_{rate}" for rate in (20, 40, 60)},
     # Half of the classes have a similar one, so half of the rate is wrong.
-    "asymmetric": {rate // 2: f"cifar10n_reduced_asymmetric_{rate}" for rate in (20, 40)},
+    "asymmetric": {rate // 2: f"cifar10n_reduced_asymmetric_{rate}" for rate in (20, 40, 60)},
     "by people": {
         9: "cifar10n_reduced_aggregate",
         17: "cifar10n_reduced_random1",

@@ -62,6 +62,7 @@ SETS = {
     "cifar10n_reduced_symmetric_60": REDUCED._replace(noise="symmetric", rate=0.6),
     "cifar10n_reduced_asymmetric_20": REDUCED._replace(noise="asymmetric", rate=0.2),
     "cifar10n_reduced_asymmetric_40": REDUCED._replace(noise="asymmetric", rate=0.4),
+    "cifar10n_reduced_asymmetric_60": REDUCED._replace(noise="asymmetric", rate=0.6),
     "news_full": NEWS_FULL,
     "cifar10n_random1": CIFAR._replace(column="labels_random1"),
     "cifar10n_worse": CIFAR,

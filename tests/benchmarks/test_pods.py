@@ -208,12 +208,12 @@ def test_the_whole_program(tiny, tmp_path, monkeypatch):
 
 def test_examples_of_1_sam_one_at_a_time(tiny, tmp_path):
     """The loop over microbatches reduces the gradients of each."""
-    steps = ["1-SAM", "1-SAM, one example per chip at a time"]
     flags = ["--networks", "ViT-B", "--chip", "v5e", "--layouts", "data parallel", "--chips", "16"]
-    tpu.main([*flags, "--steps", *steps, "--output", str(tmp_path)])
-    whole, looped = (pod_tables.measures(r) for r in tpu.read(tmp_path / "steps.jsonl"))
-    assert looped["flops"] == pytest.approx(whole["flops"], rel=0.15)
-    assert looped["collectives"] > whole["collectives"]
+    steps = ["--steps", "1-SAM, one example per chip at a time"]
+    tpu.main([*flags, *steps, "--output", str(tmp_path)])
+    (record,) = tpu.read(tmp_path / "steps.jsonl")
+    rounds = max(Collective(*one).times for one in record["collectives"])
+    assert rounds == TINY["ViT-B"].per_chip
 
 
 def test_steps_that_vary_are_named():
