@@ -1,7 +1,7 @@
 """Checks of arguments that are functions, trees, arrays or switches; each error says the remedy."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -67,13 +67,6 @@ def check_leaves(params: Any, name: str = "params") -> None:
                 "parameters only: eqx.filter(model, eqx.is_inexact_array) in Equinox, "
                 "nnx.state(model, nnx.Param) in Flax nnx."
             )
-
-
-def first_array(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-    """A layer's input, in a list: its first argument, or the first array among the named ones."""
-    if args:
-        return [args[0]]
-    return [value for value in kwargs.values() if isinstance(value, jax.Array)][:1]
 
 
 def check_all_parameters(params: Any, owner: str, remedy: str) -> None:

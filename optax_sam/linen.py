@@ -11,8 +11,8 @@ import optax
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
-from optax_sam._checks import first_array
 from optax_sam.objectives import with_parameters
+from optax_sam.penalties import layer_input
 
 
 class TrainState(train_state.TrainState):  # type: ignore[no-untyped-call, unused-ignore]
@@ -145,7 +145,7 @@ def capture_layer_input(module: nn.Module, layer: str) -> Callable[..., tuple[An
             if context.method_name == "__call__":
                 called.add(path)
                 if path == layer:
-                    captured.extend(first_array(args, kwargs))
+                    captured.extend(layer_input(args, kwargs))
             return next_function(*args, **kwargs)
 
         with nn.intercept_methods(intercept):

@@ -11,8 +11,9 @@ import optax
 from flax import nnx
 
 from optax_sam._checks import call as checked_call
-from optax_sam._checks import check_callable, first_array
+from optax_sam._checks import check_callable
 from optax_sam.objectives import Objective
+from optax_sam.penalties import layer_input
 
 
 def loss_function(
@@ -260,7 +261,7 @@ def capture_layer_input(model: nnx.Module, layer: str) -> Iterator[list[jax.Arra
     captured: list[jax.Array] = []
 
     def recording(*args: Any, **kwargs: Any) -> Any:
-        captured.extend(first_array(args, kwargs))
+        captured.extend(layer_input(args, kwargs))
         return original(*args, **kwargs)
 
     # Not by setattr, which nnx records: for nnx the layer stays what and where it is.

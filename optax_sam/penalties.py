@@ -1,5 +1,8 @@
 """The J-SAM paper's cheap alternative: penalties in place of a perturbation."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -73,3 +76,10 @@ def check_last_layer(activations: jax.Array, kernel: jax.Array) -> None:
             f"activations must have shape (B, ...) with B of at least 1, got {activations.shape}. "
             "It is a mean over the examples."
         )
+
+
+def layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """What a layer was given, in a list: its first argument, or the first array of the named ones."""
+    if args:
+        return [args[0]]
+    return [value for value in kwargs.values() if isinstance(value, jax.Array)][:1]

@@ -35,7 +35,7 @@ from . import claims, summary
 from .criteria import Split, split
 from .data import DataError, Features
 from .folder import Folder, FolderError, json_bytes, npz_bytes
-from .interrupts import between_steps
+from .interrupts import between_steps, leave
 from .output_folder import explain, write_atomically
 from .recipes import Recipe
 from .sets import FAMILIES, SETS, digest_of, fitted, is_there, load_set
@@ -43,7 +43,6 @@ from .studies import STUDIES, Contender, Trial, schedule, trials
 from .train import Lane, Trainer, predicted, probabilities
 
 PROGRAM = "examples.frozen_features.evidence"
-INTERRUPTED = 130  # what shells expect of a program that was stopped by Ctrl-C
 SEEDS = (0, 1, 2, 3, 4)
 PASSES = {contender.name: contender.passes for study in STUDIES.values() for contender in study}
 LANES = 6
@@ -398,8 +397,7 @@ def main(arguments: list[str] | None = None) -> None:
         if command.tables is not None:
             publish(rows, command.tables)
     except KeyboardInterrupt:
-        print(f"\ninterrupted. To go on:\n{go_on}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        leave(go_on)
     except OSError as error:
         sys.exit(f"error: {explain(error, go_on)}")
     except (ValueError, FolderError) as error:

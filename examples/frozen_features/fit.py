@@ -26,7 +26,7 @@ from .criteria import CRITERIA, split
 from .data import Features, load
 from .folder import Folder, FolderError, json_bytes
 from .grid import Setting
-from .interrupts import between_steps
+from .interrupts import between_steps, leave
 from .model import Model
 from .output_folder import explain
 from .search import Result, scores, search
@@ -34,7 +34,6 @@ from .suspects import as_csv, quality, rank
 from .train import Lane, Trainer
 
 PROGRAM = "examples.frozen_features.fit"
-INTERRUPTED = 130  # what shells expect of a program that was stopped by Ctrl-C
 PACKAGES = ("optax_sam", "jax", "optax", "numpy", "scikit-learn")
 
 
@@ -290,8 +289,7 @@ def main(arguments: list[str] | None = None) -> None:
         config = tyro.cli(Config, args=arguments, prog=f"python -m {PROGRAM}", description=__doc__)
         fit(config)
     except KeyboardInterrupt:
-        print(f"\ninterrupted. To go on:\n{go_on}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        leave(go_on)
     except OSError as error:
         sys.exit(f"error: {explain(error, go_on)}")
     except (ValueError, FolderError) as error:

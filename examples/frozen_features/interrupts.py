@@ -8,8 +8,12 @@ Ctrl-C is only noted, and raised between two steps.
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+INTERRUPTED = 130  # what shells expect of a program that was stopped by Ctrl-C
 
 
 @contextlib.contextmanager
@@ -43,3 +47,9 @@ def between_steps() -> Iterator[Callable[[], None]]:
     finally:
         if holds:
             signal.signal(signal.SIGINT, before)
+
+
+def leave(go_on: str) -> NoReturn:
+    """Ends a program that Ctrl-C has stopped, and says with which command it goes on."""
+    print(f"\ninterrupted. To go on:\n{go_on}", file=sys.stderr)
+    sys.exit(INTERRUPTED)

@@ -27,6 +27,7 @@ from .checkpoints import CheckpointError, CheckpointNotSaved
 from .compare import FinishedRun, read_run
 from .config import Augmentation, Config
 from .data import Dataset, load
+from .interrupts import INTERRUPTED
 from .logs import write_json
 from .output_folder import explain, held, write_atomically
 
@@ -466,7 +467,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         run(tyro.cli(Study, args=arguments, prog=PROGRAM, description=__doc__))
     except KeyboardInterrupt:
-        sys.exit(train.INTERRUPTED)
+        sys.exit(INTERRUPTED)
     except OSError as error:
         sys.exit(f"error: {explain(error)}")
     except (ValueError, CheckpointError, CheckpointNotSaved) as error:

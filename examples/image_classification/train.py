@@ -32,14 +32,13 @@ from .checkpoints import Checkpoint, CheckpointError, CheckpointNotSaved, Checkp
 from .config import Config, differences
 from .data import Dataset, NoisyLabels, load, mean_and_deviation, noisy_labels, subset
 from .devices import Devices, start_processes
-from .interrupts import between_steps
+from .interrupts import between_steps, leave
 from .models import make_model
 from .output_folder import explain, held, write_atomically
 from .presets import PRESETS
 from .steps import Epochs, Evaluator, Source, TrainState, make_coordinate_probe, make_train_step
 
 PROGRAM = "examples.image_classification.train"
-INTERRUPTED = 130  # what shells expect of a program that was stopped by Ctrl-C
 PROBE_SIZE = 256
 
 MAY_MOVE = ("data", "human_labels")
@@ -519,8 +518,7 @@ def main(arguments: list[str] | None = None) -> None:
         command = parse(arguments)
         results = train(command.settings, command.processes)
     except KeyboardInterrupt:
-        print(f"\ninterrupted. To go on:\n{go_on}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        leave(go_on)
     except CheckpointNotSaved as error:
         sys.exit(f"error: {error} Then run:\n{go_on}")
     except OSError as error:

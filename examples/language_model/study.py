@@ -21,8 +21,9 @@ import tyro
 from .checkpoints import CheckpointError
 from .compare import read_run, write
 from .config import Config
+from .interrupts import leave
 from .output_folder import explain, held
-from .train import INTERRUPTED, TrainingDiverged, changed_settings, train
+from .train import TrainingDiverged, changed_settings, train
 
 PROGRAM = "examples.language_model.study"
 
@@ -190,8 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         run(study)
     except KeyboardInterrupt:
-        print(f"\ninterrupted. To go on:\n{again}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        leave(again)
     except OSError as error:
         sys.exit(f"error: {explain(error, again)}")
     except (ValueError, CheckpointError, TrainingDiverged) as error:

@@ -30,7 +30,7 @@ from . import figures, logs
 from .checkpoints import Checkpoint, CheckpointError, CheckpointNotSaved, Checkpoints, named
 from .config import Config, differences
 from .devices import fetch, make_mesh, shardings, spread
-from .interrupts import between_steps
+from .interrupts import between_steps, leave
 from .methods import gradients, make_optimizer
 from .model import BYTES, merged
 from .output_folder import explain, held
@@ -38,7 +38,6 @@ from .steps import Trainer, TrainState
 from .tasks import Classification, Language, summary
 
 PROGRAM = "examples.language_model.train"
-INTERRUPTED = 130  # what shells expect of a program that was stopped by Ctrl-C
 SHARPNESS_RHO = 0.05
 SHARPNESS_STEP = 2**31
 """The step whose training batch the sharpness is measured on; no run comes to it."""
@@ -401,8 +400,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         results = train(command.settings, command.processes)
     except KeyboardInterrupt:
-        print(f"\ninterrupted. To go on:\n{go_on}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        leave(go_on)
     except CheckpointNotSaved as error:
         sys.exit(f"error: {error} Then run:\n{go_on}")
     except OSError as error:

@@ -80,8 +80,7 @@ def add_noise_compensation(
     Raises:
       ValueError: if ``flip_ratio`` is outside (0, 1]; from ``update``, if it chooses no example.
       TypeError: from ``update``, if ``loss_fn`` is no ``Objective``, if its labels are neither integers
-        nor soft labels,
-        or if a wrapper such as ``optax.masked`` hides some of the parameters.
+        nor soft labels, or if a wrapper such as ``optax.masked`` hides some of the parameters.
 
     Example:
       >>> import optax, optax_sam

@@ -111,6 +111,14 @@ def test_the_whole_program(tmp_path, monkeypatch, capsys):
     assert re.search(r"jax \d", (tmp_path / "machine.md").read_text())
 
 
+def test_a_system_that_does_not_tell_its_memory(monkeypatch):
+    def unknown(name):
+        raise ValueError(f"unrecognized configuration name {name}")
+
+    monkeypatch.setattr("os.sysconf", unknown)
+    assert step_costs.fits(1e30)
+
+
 def test_rows_of_other_networks_stay(tmp_path):
     """The documentation's command for one network must not delete what another command measured."""
     report = cost.Report(tmp_path)

@@ -180,6 +180,7 @@ def test_the_whole_program(tiny, tmp_path, monkeypatch):
     tpu.main([*flags, "--chips", "16"])
     records = tpu.read(tmp_path / "steps.jsonl")
     assert len(records) == 6
+    assert records[0]["jax"] == jax.__version__
     known = {(r["layout"], r["step"]): pod_tables.measures(r) for r in records}
     for layout in ("data parallel", "fully sharded"):
         sgd, by_hand, sam = (known[layout, step] for step in ("SGD", "SAM by hand", "sam"))
@@ -214,6 +215,41 @@ def test_examples_of_1_sam_one_at_a_time(tiny, tmp_path):
     (record,) = tpu.read(tmp_path / "steps.jsonl")
     rounds = max(Collective(*one).times for one in record["collectives"])
     assert rounds == TINY["ViT-B"].per_chip
+
+
+def test_groups_that_the_chips_could_divide(monkeypatch):
+    """Groups of four on four chips: the batch's constraint does not belong on the examples of one."""
+    monkeypatch.setattr(layouts, "SMALL", 64)
+    network = TINY["decoder"]._replace(per_chip=2)
+    cell = pods.Cell("decoder", "fully sharded", "v5e", 4, "m-SAM, m = 4")
+    assert pods.compile_cell(cell, network, jax.devices()[:4])["flops"] > 0
+
+
+def test_which_steps_a_network_allows():
+    def allowed(network, step):
+        return tpu.allowed(pods.Cell(network, "data parallel", "v5e", 16, step))
+
+    ncsam = "ncsam, flip ratio 0.2, logits passed"
+    assert allowed("ViT-B", ncsam)
+    assert not allowed("decoder", ncsam)  # it flips one label per example
+    assert allowed("ResNet-50, GroupNorm", "1-SAM")
+    assert not allowed("ResNet-50, BatchNorm", "1-SAM")
+
+
+def test_aims_are_of_methods_that_take_two_gradients():
+    record = {"network": "ViT-B", "layout": "fully sharded", "chip": "v5e", "chips": 16}
+    costs = dict.fromkeys(("flops", "bytes", "memory", "sent", "roofline"), 1.0)
+    steps = {
+        "SAM by hand": 1,
+        "sam": 1.01,
+        "SAM by hand, both losses": 3,
+        "sam, two ascent steps": 3,
+    }
+    records = [
+        record | costs | {"step": step, "flops": flops, "collectives": []}
+        for step, flops in steps.items()
+    ]
+    assert "| 1.01 sam | 1.00 sam |" in pod_tables.aims(records)
 
 
 def test_steps_that_vary_are_named():

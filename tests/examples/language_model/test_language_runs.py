@@ -20,7 +20,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from examples.language_model import checkpoints, compare, logs, study, train
+from examples.language_model import checkpoints, compare, interrupts, logs, study, train
 from examples.language_model.checkpoints import CheckpointError, Checkpoints
 from examples.language_model.devices import make_mesh
 from examples.language_model.model import Transformer
@@ -345,7 +345,7 @@ def test_the_study_refuses_runs_of_other_settings_and_says_how_it_goes_on(
     flags[1] = str(tmp_path / "other")
     with pytest.raises(SystemExit) as ended:
         study.main([*flags, "50"])
-    assert ended.value.code == train.INTERRUPTED
+    assert ended.value.code == interrupts.INTERRUPTED
     assert capsys.readouterr().err.endswith(f"study {shlex.join([*flags, '50'])}\n")
     with pytest.raises(ValueError, match=r"--seeds: \(0, 0\) is not valid\. .* each one once"):
         study.Study(seeds=(0, 0))
