@@ -134,10 +134,10 @@ def test_a_radius_does_not_drift():
         penalty=lambda params: 1e-3 * optax.tree.norm(params, squared=True),
     )
     params = mlp_parameters()
-    step = jax.jit(lambda state: tx.update(params, state, params, loss_fn=objective)[1])
+    step = jax.jit(lambda state, o: tx.update(params, state, params, loss_fn=o)[1])
     state = tx.init(params)
     for _ in range(20):
-        state = step(state)
+        state = step(state, objective)
         assert state.perturbation.hyperparams["rho"] == jnp.float32(0.1)
 
 
