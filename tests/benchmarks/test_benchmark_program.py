@@ -76,7 +76,7 @@ def test_interval_of_a_median():
     assert high == pytest.approx(500 + 0.98 * np.sqrt(1001), abs=1.5)
 
 
-@pytest.mark.slow
+@pytest.mark.programs
 def test_the_whole_program(tmp_path, monkeypatch, capsys):
     chosen = ("SGD", "sam", "sam, every 5", "1-SAM, naive vmap", "1-SAM")
     monkeypatch.setattr(step_costs, "ROWS", {name: training_steps.ROWS[name] for name in chosen})

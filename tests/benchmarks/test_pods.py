@@ -174,6 +174,7 @@ def tiny(monkeypatch):
     jax.config.update("jax_optimization_level", level)
 
 
+@pytest.mark.programs
 def test_the_whole_program(tiny, tmp_path, monkeypatch):
     flags = ["--networks", "ViT-B", "--chip", "v5e", "--output", str(tmp_path)]
     flags += ["--layouts", "data parallel", "fully sharded", "--steps", "SGD", "SAM by hand", "sam"]
@@ -234,6 +235,14 @@ def test_which_steps_a_network_allows():
     assert not allowed("decoder", ncsam)  # it flips one label per example
     assert allowed("ResNet-50, GroupNorm", "1-SAM")
     assert not allowed("ResNet-50, BatchNorm", "1-SAM")
+
+
+def test_every_step_once_and_of_group_norm_what_batch_norm_does_not_tell():
+    listed = [*tpu.cells()]
+    assert len(listed) == len(set(listed))
+    steps = {cell.step for cell in listed if cell.network == "ResNet-50, GroupNorm"}
+    assert {"SAM by hand", "1-SAM", "m-SAM, m = 8"} <= steps
+    assert "saner" not in steps
 
 
 def test_aims_are_of_methods_that_take_two_gradients():

@@ -38,6 +38,7 @@ def read_csv(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.programs
 def test_the_real_loop_writes_its_files(tmp_path, capsys):
     config = Config(
         methods=("sgd", "saner"), noise="asymmetric", epochs=2, seeds=(3, 1), output=tmp_path
@@ -278,6 +279,7 @@ def test_bad_settings_name_the_flag_the_value_and_the_remedy(arguments, message)
         Config(**arguments)
 
 
+@pytest.mark.programs
 def test_the_command_line(tmp_path):
     """In a folder of its own, as the README's first command starts it; the other network."""
     flags = ("--methods", "sgd", "--model", "cnn", "--epochs", "1", "--seeds", "0")
@@ -297,7 +299,7 @@ def test_the_command_line(tmp_path):
     assert results["config"]["model"] == "cnn"
 
 
-@pytest.mark.slow
+@pytest.mark.programs
 def test_the_orderings_of_the_readme_show():
     """SANER > SAM > SGD, J-SAM near SAM, L-SAM near SGD, for a seed that chose nothing."""
     config = Config(seeds=(100,))

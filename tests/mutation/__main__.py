@@ -150,7 +150,7 @@ def run_tests(copy: Path, tests: list[str], timeout: float) -> tuple[str, str]:
         with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
             import pytest
 
-            options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not processes"]
+            options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not programs"]
             code = pytest.main([*tests, *options])
         failed = [
             line for line in text.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))

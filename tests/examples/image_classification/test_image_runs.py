@@ -48,6 +48,7 @@ def checkpoint_record(folder, epoch):
     return json.loads((folder / "checkpoints" / str(epoch) / "record" / "metadata").read_text())
 
 
+@pytest.mark.programs
 def test_a_run_writes_its_files_and_resumes_to_the_same_bits(tmp_path, monkeypatch):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     results = train.train(dataclasses.replace(TINY, output=straight))
@@ -366,7 +367,7 @@ def wait_for(condition, process):
         time.sleep(0.002)
 
 
-@pytest.mark.processes
+@pytest.mark.programs
 def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
     tmp_path, capsys, monkeypatch
 ):
@@ -416,7 +417,7 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
     assert without_times(one["rows"]) == without_times(other["rows"])
 
 
-@pytest.mark.processes
+@pytest.mark.programs
 def test_two_processes_with_two_devices_give_the_result_of_one(tmp_path, monkeypatch):
     config = dataclasses.replace(TINY, method="saner", norm="batch", momentum=0.9)
     monkeypatch.setattr(train.figures, "plot_run", lambda *_: None)  # here; they draw
@@ -439,6 +440,7 @@ def test_two_processes_with_two_devices_give_the_result_of_one(tmp_path, monkeyp
             assert together["last"][name] == pytest.approx(alone["last"][name], rel=1e-4), name
 
 
+@pytest.mark.programs
 def test_the_nnx_page_learns(capsys):
     from examples.image_classification import train_nnx
 

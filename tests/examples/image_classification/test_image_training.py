@@ -60,7 +60,7 @@ def assert_same(actual, expected):
     np.testing.assert_array_equal(actual[2], expected[2])
 
 
-@pytest.mark.slow
+@pytest.mark.programs
 @pytest.mark.parametrize(
     ("mode", "loop"),
     [("jit", "python"), ("jit", "compiled"), ("pmap", "python"), ("shard_map", "compiled")],
@@ -73,6 +73,7 @@ def test_four_devices_give_the_result_of_one(mode, loop):
     assert second == first >= 1, "something was compiled after the first epoch"
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("mode", ["pmap", "shard_map"])
 def test_a_perturbation_per_device_is_one_per_group(mode):
     grouped = dataclasses.replace(LOCAL, perturbation="global", group_size=8)

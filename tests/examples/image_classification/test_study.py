@@ -279,6 +279,7 @@ def test_held_out_examples_are_not_trained_on():
     assert (other.held_out != training.held_out).any()
 
 
+@pytest.mark.programs
 def test_a_run_stops_at_the_deadline_and_resumes(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(train.figures, "plot_run", lambda *of: drawn.append(of[-1]))

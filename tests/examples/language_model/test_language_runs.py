@@ -80,6 +80,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(train.Run, "sharpness", lambda *_: {"rise": 1.0})
 
 
+@pytest.mark.programs
 def test_a_run_writes_its_files_and_resumes_to_the_same_bits(finished, quick, tmp_path, capsys):
     settings, results = finished
     assert {path.name for path in settings.output.iterdir()} == FILES
@@ -112,6 +113,7 @@ def test_a_run_writes_its_files_and_resumes_to_the_same_bits(finished, quick, tm
     write_text(Path(settings.text))
 
 
+@pytest.mark.programs
 def test_adapters_on_another_text_and_what_is_forgotten(finished, quick, tmp_path):
     settings, before = finished
     tuned = dataclasses.replace(
@@ -153,6 +155,7 @@ def test_adapters_on_another_text_and_what_is_forgotten(finished, quick, tmp_pat
     assert "| – | – |" in table[2]  # a run that starts from none forgets nothing
 
 
+@pytest.mark.programs
 def test_classes_of_texts_from_a_language_model_by_adapters(finished, quick, tmp_path):
     """Its predictions are those of the plain network."""
     before, table = finished[0], write_table(tmp_path / "texts.csv")
@@ -550,7 +553,7 @@ def wait_for(condition, process):
         time.sleep(0.002)
 
 
-@pytest.mark.processes
+@pytest.mark.programs
 def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
     finished, quick, tmp_path, capsys
 ):
@@ -597,7 +600,7 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
     assert without_times(one["rows"]) == without_times(other["rows"])
 
 
-@pytest.mark.processes
+@pytest.mark.programs
 def test_two_processes_with_two_devices_give_the_result_of_one(finished, tmp_path):
     settings, alone = finished
     with socket.socket() as free:

@@ -47,6 +47,7 @@ def start():
     return params, jax.jit(jax.value_and_grad(plain_loss), static_argnums=2)
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("perturb", ["all", "norms"])
 def test_a_step_on_four_devices_is_sam_by_hand_on_a_plain_network(start, perturb):
     """Method, scan, rematerialization, token weights, shardings and the mask, all at once."""
@@ -129,6 +130,7 @@ def test_no_byte_sees_a_later_one_and_bfloat16_stays_inside():
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
 
 
+@pytest.mark.programs
 def test_adapters_change_nothing_at_first_and_then_only_themselves(tmp_path, start):
     plain = config()
     settings = config(method="sam", adapter_rank=2, start_from=tmp_path)
@@ -180,7 +182,7 @@ def test_preconditioned_functional_sam_climbs_by_the_moment_of_adam():
     np.testing.assert_allclose(updates, expected, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.programs
 def test_sharpness_is_that_of_the_plain_network():
     """In float32, also if the network computes in bfloat16."""
     settings = config(precision="bfloat16", layers=1)
