@@ -34,7 +34,8 @@ COLUMNS = {
     "others": ("all-to-all", "collective-permute"),
 }
 MANY = (4, 16, 64, 256)
-# The panels of the figure: enough to see the shapes.
+# The panels of the figure, and the tables beside it: enough to see the shapes.
+SHOWN = 16  # chips
 DRAWN = (
     ("ViT-B", "data parallel", "v5e"),
     ("ViT-B", "fully sharded", "v5e"),
@@ -96,6 +97,12 @@ def table(records: Sequence[Record]) -> str:
     return markdown(header, rows) + (f"\n{absolute(base)}\n" if base else "")
 
 
+def tables(records: Iterable[Record]) -> str:
+    """A table for each network, layout, chip and number of chips."""
+    parts = groups(records, "network", "layout", "chip", "chips")
+    return "\n".join(map(table, parts.values()))
+
+
 def why_not(error: str) -> str:
     """What the compiler says of a step that it refuses, in short where the memory is the reason."""
     sizes = re.search(r"memory required for (.+?) \((\S+)\) exceeds available HBM \((\S+)\)", error)
@@ -115,31 +122,31 @@ def absolute(base: dict[str, float]) -> str:
 
 
 def aims(records: Sequence[Record]) -> str:
-    """The largest ratio to SAM by hand of our methods in every layout; misses are bold."""
+    """The largest ratio to SAM by hand of our methods on every number of chips; misses are bold."""
     rows = []
-    for (network, layout, chip, chips), here in groups(
-        records, "network", "layout", "chip", "chips"
-    ).items():
-        compiled = {r["step"]: measures(r) for r in here if "error" not in r}
-        if BASE not in compiled:
-            continue
-        ours = {
-            s: m
-            for s, m in compiled.items()
-            if s != "SGD" and not any(part in s for part in NO_AIM)
-        }
+    for (network, layout, chip), here in groups(records, "network", "layout", "chip").items():
+        ours = [ratios for part in groups(here, "chips").values() for ratios in with_aim(part)]
         if not ours:
             continue
         cells = []
         for key, aim in AIMS.items():
-            ratio = {s: m[key] / max(compiled[BASE][key], 1) for s, m in ours.items()}
-            worst = max(ratio, key=lambda step: ratio[step])
-            missed = [step for step in ratio if ratio[step] > aim]
-            text = f"{number(ratio[worst])} {worst}"
-            cells.append(f"**{text}**, {len(missed)} of {len(ours)}" if missed else text)
-        rows.append([f"{network}, {layout}, {chips} {chip}", *cells])
+            step, worst = max(((step, ratio[key]) for step, ratio in ours), key=lambda one: one[1])
+            missed = sum(ratio[key] > aim for _, ratio in ours)
+            text = f"{number(worst)} {step}"
+            cells.append(f"**{text}**, {missed} of {len(ours)}" if missed else text)
+        rows.append([f"{network}, {layout}, {chip}", *cells])
     header = ["largest ratio to SAM by hand", *(f"{TITLES[k]} ≤ {v}" for k, v in AIMS.items())]
     return markdown(header, rows)
+
+
+def with_aim(records: Iterable[Record]) -> list[tuple[str, dict[str, float]]]:
+    """Each step that the aims are for, with its ratios to SAM by hand; records of one table."""
+    compiled = {r["step"]: measures(r) for r in records if "error" not in r}
+    return [
+        (step, {key: here[key] / max(compiled[BASE][key], 1) for key in AIMS})
+        for step, here in compiled.items()
+        if BASE in compiled and step != "SGD" and not any(part in step for part in NO_AIM)
+    ]
 
 
 def figure(records: Sequence[Record]) -> Any:
@@ -207,12 +214,20 @@ def equal(first: Sequence[float], second: Sequence[float]) -> bool:
 
 
 def write(records: Sequence[Record], output: Path) -> None:
-    """``steps.md``, ``aims.md`` and ``chips.svg``."""
+    """``aims.md``, ``chosen.md``, ``steps_NETWORK.md`` of every network, and ``chips.svg``."""
     if not records:
         return
-    parts = groups(records, "network", "layout", "chip", "chips")
-    (output / "steps.md").write_text("\n".join(map(table, parts.values())), encoding="utf-8")
-    (output / "aims.md").write_text(aims(records), encoding="utf-8")
+    chosen = [r for r in records if (r["network"], r["layout"], r["chip"]) in DRAWN]
+    texts = {
+        "aims": aims(records),
+        "chosen": tables([r for r in chosen if r["chips"] == SHOWN]),
+        **{
+            "steps_" + network.replace(", ", "_"): tables(here)
+            for (network,), here in groups(records, "network").items()
+        },
+    }
+    for name, text in texts.items():
+        (output / f"{name}.md").write_text(text, encoding="utf-8")
     from matplotlib import rc_context
 
     if (drawn := figure(records)) is not None:

@@ -143,8 +143,8 @@ def as_stage(name: str, stage: Any) -> optax.GradientTransformationExtraArgs:
                 f"the update of {name} must return (updates, state), got {type(result).__name__}. "
                 "Return the state too, also where there is none: return updates, state."
             )
-        updates, state = result
-        return updates, state
+        new_updates, new_state = result
+        return _tree.keep_integers(new_updates, updates), _tree.keep_integers(new_state, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

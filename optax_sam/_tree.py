@@ -126,6 +126,21 @@ def as_floating(tree: chex.ArrayTree, like: chex.ArrayTree) -> chex.ArrayTree:
     return jax.tree.map(one, tree, like)
 
 
+def keep_integers(tree: chex.ArrayTree, like: chex.ArrayTree) -> chex.ArrayTree:
+    """The tree with integers where ``like`` has them, if it has the same structure.
+
+    A moment of an integer leaf, of optax.trace for example, is an integer in the first state and a
+    floating number after the first step.
+    """
+
+    def one(leaf: Any, like: Any) -> Any:
+        was_integer = jnp.issubdtype(jnp.result_type(like), jnp.integer)
+        return leaf.astype(like.dtype) if was_integer and is_floating(leaf) else leaf
+
+    structure: Any = jax.tree.structure(tree)
+    return jax.tree.map(one, tree, like) if structure == jax.tree.structure(like) else tree
+
+
 def zeros_like(tree: chex.ArrayTree) -> chex.ArrayTree:
     """Fresh zeros: never an alias of the tree's buffers."""
     return jax.tree.map(jnp.zeros_like, tree)

@@ -1,4 +1,4 @@
-"""Settings under which every test runs: four simulated devices, no warnings, seeded properties."""
+"""Settings under which every test runs: eight simulated devices, no warnings, seeded properties."""
 
 import gc
 import os
@@ -11,7 +11,7 @@ import pytest
 
 # Must come before the first array: the number of devices is fixed when JAX starts.
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 
 # Nearly all of the suite's time is compilation. LLVM's optimizations are off unless the environment
 # decides; on the newest Python, CI runs the contracts and the references with them.

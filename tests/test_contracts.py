@@ -254,8 +254,10 @@ def test_integer_and_none_leaves_survive(name):
     )
     grads = jax.grad(loss_fn, allow_int=True)(mixed)
     state = tx.init(mixed)
+    dtypes = jax.tree.map(jnp.result_type, state[0])
     for _ in range(2):
         updates, state = tx.update(grads, state, mixed, loss_fn=loss_fn)
+    assert jax.tree.map(jnp.result_type, state[0]) == dtypes  # which every_k= and scans ask for
     new = optax.apply_updates(mixed, updates)
     np.testing.assert_array_equal(new["steps"], mixed["steps"])
     assert new["steps"].dtype == mixed["steps"].dtype

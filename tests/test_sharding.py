@@ -1,4 +1,4 @@
-"""Sharded parameters on four simulated devices: where everything lies, and what the devices send.
+"""Sharded parameters on eight simulated devices: where everything lies, and what the devices send.
 
 No axis is named: the arrays say how they lie, and XLA does the rest.
 """
@@ -46,10 +46,10 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = {
-    "data parallel": Layout({"data": 4}),
-    "fully sharded": Layout({"data": 4}, P(None, "data"), P("data"), P("data")),
+    "data parallel": Layout({"data": 8}),
+    "fully sharded": Layout({"data": 8}, P(None, "data"), P("data"), P("data")),
     "tensor parallel": Layout(
-        {"data": 2, "model": 2}, P("data", "model"), P("model"), P("model", "data")
+        {"data": 2, "model": 4}, P("data", "model"), P("model"), P("model", "data")
     ),
 }
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)

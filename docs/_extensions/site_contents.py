@@ -34,7 +34,7 @@ CONTENTS = {
     "api/index": {"API": " ".join(api_pages.pages())},
     "results/index": {
         "Results": "family group_size image_classification frozen_features frozen_features_noise "
-        "language_model benchmarks pods"
+        "language_model benchmarks pods pods_steps"
     },
 }
 

@@ -188,7 +188,8 @@ def test_the_whole_program(tiny, tmp_path, monkeypatch):
         assert by_hand["flops"] == pytest.approx(2 * sgd["flops"], rel=0.2)
         assert sam["flops"] <= 1.02 * by_hand["flops"]
         assert sam["collectives"] > sgd["collectives"] > 0
-    assert "| sam | 1.0" in (tmp_path / "steps.md").read_text()
+    assert "| sam | 1.0" in (tmp_path / "steps_ViT-B.md").read_text()
+    assert (tmp_path / "chosen.md").read_text() == (tmp_path / "steps_ViT-B.md").read_text()
     assert "ViT-B, fully sharded" in (tmp_path / "aims.md").read_text()
     assert not (tmp_path / "chips.svg").exists()  # one number of chips is no curve
 
@@ -204,8 +205,9 @@ def test_the_whole_program(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(tpu, "compile_cell", lambda cell, *_: records[0] | cell._asdict())
     tpu.main([*flags, "--chips", "16", "--level", "UNKNOWN"])
     assert len(tpu.read(tmp_path / "steps.jsonl")) == 18
-    assert (tmp_path / "UNKNOWN" / "steps.md").read_text().count("| sam |") == 2
-    assert (tmp_path / "steps.md").read_text().count("| sam |") == 4
+    assert (tmp_path / "UNKNOWN" / "steps_ViT-B.md").read_text().count("| sam |") == 2
+    assert (tmp_path / "steps_ViT-B.md").read_text().count("| sam |") == 4
+    assert (tmp_path / "chosen.md").read_text().count("| sam |") == 2
 
 
 def test_examples_of_1_sam_one_at_a_time(tiny, tmp_path):
@@ -259,6 +261,9 @@ def test_aims_are_of_methods_that_take_two_gradients():
         for step, flops in steps.items()
     ]
     assert "| 1.01 sam | 1.00 sam |" in pod_tables.aims(records)
+    more = [r | {"chips": 64, "flops": r["flops"] ** 5} for r in records]
+    (row,) = [line for line in pod_tables.aims([*records, *more]).splitlines() if "ViT-B" in line]
+    assert "| ViT-B, fully sharded, v5e | **1.05 sam**, 1 of 2 | 1.00 sam |" in row
 
 
 def test_steps_that_vary_are_named():
@@ -274,7 +279,7 @@ def test_what_does_not_fit_is_told(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pods, "compile_step", full)
     tpu.main(["--networks", "decoder", "--chips", "4", "--steps", "SGD", "--output", str(tmp_path)])
-    assert "20G of 16G hbm |" in (tmp_path / "steps.md").read_text()
+    assert "20G of 16G hbm |" in (tmp_path / "steps_decoder.md").read_text()
     error = "the total memory required for HLO temporaries (16.28G) exceeds available HBM (15.75G)."
     assert pod_tables.why_not(error) == "does not fit: HLO temporaries need 16.28GB of 15.75GB"
 
