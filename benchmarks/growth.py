@@ -97,7 +97,8 @@ def _measure_point(point: Point, rounds: int | None) -> tuple[dict, dict]:
 
 def _records(name: str, point: Point, costs: dict, seconds: dict, base: dict) -> Iterator[Record]:
     sgd = costs["SGD"]._asdict() | {"wall": seconds.get("SGD")}
-    for step, cost in costs.items():
+    for step in point.rows:  # the size that several axes share was measured with all of their rows
+        cost = costs[step]
         values = cost._asdict() | {"wall": seconds.get(step)}
         yield (
             {"network": name, "axis": point.axis, "value": point.value, "step": step}

@@ -36,7 +36,7 @@ def write_csv(path: Path, records: Sequence[dict[str, Any]]) -> None:
         writer.writeheader()
         for record in records:
             writer.writerow(
-                {key: round(v, 6) if isinstance(v, float) else v for key, v in record.items()}
+                {key: float(f"{v:.6g}") if isinstance(v, float) else v for key, v in record.items()}
             )
 
 

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -94,9 +94,15 @@ def devices_of(cell: Cell) -> Any:
     return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
 
 
+def whole_lines(path: Path) -> str:
+    """The text of a file without a last line that was being written when the program was killed."""
+    text = path.read_text()
+    return text[: text.rfind("\n") + 1]
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """The records of a file, if it is there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in whole_lines(path).splitlines()] if path.exists() else []
 
 
 def versions() -> dict[str, str]:
@@ -107,12 +113,25 @@ def versions() -> dict[str, str]:
     }
 
 
+def refuse_other_compilers(records: Iterable[dict[str, Any]], path: Path) -> None:
+    """A step is compared with SAM by hand of the same compiler."""
+    here = {name: version for name, version in versions().items() if name != "optax_sam"}
+    for record in records:
+        if other := {name: record[name] for name in here if record[name] != here[name]}:
+            raise SystemExit(
+                f"{path} was compiled by {other}, and this is {here}. Choose another --output, or "
+                "begin anew without the file."
+            )
+
+
 def compile_missing(wanted: list[Cell], path: Path, minutes: float, level: str) -> None:
     """Compiles what the file lacks at this level of optimization, until the time is over."""
+    records = read(path)
+    refuse_other_compilers(records, path)
+    if path.exists():
+        path.write_text(whole_lines(path))
     known = {
-        tuple(record[key] for key in Cell._fields)
-        for record in read(path)
-        if record["level"] == level
+        tuple(record[key] for key in Cell._fields) for record in records if record["level"] == level
     }
     started = time.monotonic()
     for cell in wanted:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from optax_sam import _jaxprs
 
 _CALLS = _jaxprs.CALLS | _jaxprs.CUSTOM_DERIVATIVES
@@ -49,11 +51,21 @@ def _count_equation(equation: Any) -> Multiplications:
     inner_counts = [_count(inner) for _, inner in _jaxprs.inner_jaxprs(equation)]
     if not inner_counts:
         return _same(0)
+    if equation.params.get(
+        "branches_platforms"
+    ):  # of lax.platform_dependent: one branch is compiled
+        return inner_counts[_branch_of_this_platform(equation.params["branches_platforms"])]
     if name == "cond":
         least, most = zip(*inner_counts, strict=True)
         return Multiplications(min(least), max(most))
     rounds = equation.params["length"] if name == "scan" else 1
     return Multiplications(*(rounds * sum(column) for column in zip(*inner_counts, strict=True)))
+
+
+def _branch_of_this_platform(platforms: Sequence[Sequence[str] | None]) -> int:
+    """The place of the branch that names JAX's default backend, or of the one for all others."""
+    here = [names is not None and jax.default_backend() in names for names in platforms]
+    return here.index(True) if any(here) else list(platforms).index(None)
 
 
 def _of_convolution(equation: Any) -> int:

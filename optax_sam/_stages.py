@@ -144,7 +144,7 @@ def as_stage(name: str, stage: Any) -> optax.GradientTransformationExtraArgs:
                 "Return the state too, also where there is none: return updates, state."
             )
         new_updates, new_state = result
-        return _tree.keep_integers(new_updates, updates), _tree.keep_integers(new_state, state)
+        return _tree.keep_integers(new_updates, updates), _tree.keep_integers(new_state, updates)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

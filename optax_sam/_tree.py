@@ -127,18 +127,27 @@ def as_floating(tree: chex.ArrayTree, like: chex.ArrayTree) -> chex.ArrayTree:
 
 
 def keep_integers(tree: chex.ArrayTree, like: chex.ArrayTree) -> chex.ArrayTree:
-    """The tree with integers where ``like`` has them, if it has the same structure.
+    """The tree with integers where ``like`` has them, in all of its parts that are built like it.
 
     A moment of an integer leaf, of optax.trace for example, is an integer in the first state and a
     floating number after the first step.
     """
+    structure: Any = jax.tree.structure(like)
+
+    def is_alike(part: Any) -> bool:
+        return bool(jax.tree.structure(part) == structure)
 
     def one(leaf: Any, like: Any) -> Any:
-        was_integer = jnp.issubdtype(jnp.result_type(like), jnp.integer)
-        return leaf.astype(like.dtype) if was_integer and is_floating(leaf) else leaf
+        is_moment = is_floating(leaf) and not is_floating(like)
+        return leaf.astype(jnp.result_type(like)) if is_moment else leaf
 
-    structure: Any = jax.tree.structure(tree)
-    return jax.tree.map(one, tree, like) if structure == jax.tree.structure(like) else tree
+    if all(map(is_floating, jax.tree.leaves(like))):
+        return tree
+    return jax.tree.map(
+        lambda part: jax.tree.map(one, part, like) if is_alike(part) else part,
+        tree,
+        is_leaf=is_alike,
+    )
 
 
 def zeros_like(tree: chex.ArrayTree) -> chex.ArrayTree:

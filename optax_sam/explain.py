@@ -44,11 +44,12 @@ def explain(
     With the fast path there is a table of the parameters. Its columns: the operation in which the
     parameter meets the data, with its positions T per group, inputs K and outputs O; how its
     perturbation is computed; multiplications of both passes in this operation as a multiple of those
-    of an SGD step (SAM: 2.0); how many numbers are in copies of this parameter, for each group; and why
-    it has no fast form. "6 layers of" stands for a stack of weights that a ``lax.scan`` takes apart;
-    the positions of a loop that uses the same weights in all rounds are those of all rounds; and a
-    sum stands for weights that are used in several places. Above the table, "kept" counts the inputs
-    and output derivatives of these operations that the groups at once keep. The methods:
+    of an SGD step (SAM: 2.0), both without what rematerialization repeats; how many numbers are in
+    copies of this parameter, for each group; and why it has no fast form. "6 layers of" stands for a
+    stack of weights that a ``lax.scan`` takes apart; the positions of a loop that uses the same
+    weights in all rounds are those of all rounds; and a sum stands for weights that are used in several
+    places. Above the table, "kept" counts the inputs and output derivatives of these operations that
+    the groups at once keep. The methods:
 
     * ``Gram matrices``: from T × T inner products; no copy of the weights.
     * ``own kernel``: a gradient and perturbed weights for each group of a microbatch.

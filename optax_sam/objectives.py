@@ -330,7 +330,7 @@ class Objective:
         weights = self._weights_like(losses)
         # Half precision would lose the sum of many weights.
         total = jnp.sum(weights)
-        mean = _tree.divide_or_zero(jnp.sum(weights * losses.astype(weights.dtype)), total)
+        mean = _tree.divide_or_zero(jnp.sum(_weighted(weights, losses)), total)
         return mean.astype(losses.dtype)
 
     def _weights_like(self, losses: jax.Array) -> jax.Array:
@@ -554,7 +554,7 @@ class _FixedLogitTerm:
 
         products = jax.tree.leaves(jax.tree.map(inner, logits, terms))
         inner_product = sum(products[1:], products[0])
-        losses = factors * self.loss(logits, labels).astype(factors.dtype)
+        losses = _weighted(factors, self.loss(logits, labels))
         value = jnp.sum(losses, axis=tuple(range(1, losses.ndim)))
         return inner_product + jax.lax.stop_gradient(value - inner_product)
 
@@ -571,6 +571,11 @@ class _FixedLogitTerm:
     @classmethod
     def tree_unflatten(cls, static: tuple[Any], children: tuple[Any]) -> "_FixedLogitTerm":
         return cls(children[0] if static[0] is None else static[0])
+
+
+def _weighted(weights: jax.Array, losses: jax.Array) -> jax.Array:
+    """Zero where a weight is, also if the loss is NaN, as that of a label outside of the classes is."""
+    return jnp.where(weights == 0, 0, weights * losses.astype(weights.dtype))
 
 
 def _split_callable(function: Callable[..., Any] | None) -> tuple[Any, Any]:

@@ -442,6 +442,8 @@ def sometimes(
             )
         updates = as_gradients("updates", updates, params)
         extra_args = without_none(extra_args, "clean_grads")
+        if (clean_grads := extra_args.get("clean_grads")) is not None:
+            extra_args["clean_grads"] = as_gradients("clean_grads", clean_grads, params)
         share = device_share(extra_args.get("loss_fn"), axis_name)
         due, step = is_due(state.step)
         when_state = state.when

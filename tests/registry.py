@@ -61,6 +61,21 @@ def decoupled_wsam(rho=0.05, **options):
     return optax_sam.wsam(rho, base=optax.trace(0.9), **options)
 
 
+def ae_sam(rho=0.05, **options):
+    """With a condition that always holds: what it decides is tested elsewhere."""
+    return optax_sam.sam(rho, when=optax_sam.gradient_norm_is_large(-100.0), **options)
+
+
+def without_biases(params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "bias" not in jax.tree_util.keystr(path), params
+    )
+
+
+def masked_saner(rho=0.05, **options):
+    return optax_sam.sam(rho, combination=down_weight(0.5, mask=without_biases), **options)
+
+
 METHODS: dict[str, Method] = {
     "sam": Method(optax_sam.sam),
     "asam": Method(optax_sam.asam, perturbation_norm_is_rho=False),
@@ -81,6 +96,8 @@ METHODS: dict[str, Method] = {
     "le_sam": Method(le_sam, perturbation_norm_is_rho=False),
     "looksam": Method(optax_sam.looksam, static_args=("every_k",)),
     "msam": Method(optax_sam.msam, perturbs_at_once=False),
+    "ae_sam": Method(ae_sam),
+    "masked_saner": Method(masked_saner, selects_coordinates=True),
     "restricted": Method(
         lambda rho=0.05, **o: optax_sam.sam(
             rho, combination=optax_sam.restrict_to_coordinates("B"), **o

@@ -91,6 +91,13 @@ def test_counts_the_rounds_of_a_loop():
     assert _cost.multiplications(jax.make_jaxpr(function)(jnp.ones((2, 2)))) == (40, 40)
 
 
+def test_counts_the_branch_of_this_platform():
+    def function(x):
+        return jax.lax.platform_dependent(x, tpu=lambda x: x, default=lambda x: x @ x)
+
+    assert _cost.multiplications(jax.make_jaxpr(function)(jnp.ones((2, 2)))) == (8, 8)
+
+
 WRAPPED = {
     "sharpness_aware": lambda: sam(0.1, group_size=1),
     "chain(clip_by_global_norm, sharpness_aware, chain(trace, scale))": lambda: optax.chain(

@@ -188,9 +188,17 @@ def test_recipe_of_a_perturbation_is_the_published_update(update, perturbation):
     np.testing.assert_allclose(right, by_hand(update, rho=0.3), rtol=0, atol=1e-11)
 
 
-def test_sam_on_as_its_authors_find_the_layers():
-    expected = by_hand(published.sam_on_normalization_layers, rho=0.3)
-    right = ours(optax_sam.sam(0.3, mask=recipes()["is_normalization"]))
+@pytest.mark.parametrize(
+    ("names", "mask"),
+    [
+        (("norm", "bn"), lambda page: page["is_normalization"]),
+        (("out_kernel",), lambda page: page["only"]("['out_kernel']")),
+    ],
+    ids=["SAM-ON", "logits-SAM"],
+)
+def test_masks_choose_the_layers_of_the_authors(names, mask):
+    expected = by_hand(published.sam_on_some_layers, rho=0.3, names=names)
+    right = ours(optax_sam.sam(0.3, mask=mask(recipes())))
     np.testing.assert_allclose(right, expected, rtol=0, atol=1e-11)
 
 

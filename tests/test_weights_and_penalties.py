@@ -198,6 +198,15 @@ class TestWeights:
         assert all((leaf == 0).all() for leaf in jax.tree.leaves(direction))
         assert all(float(value) == 0 for value in optax_sam.get_metrics(state).values())
 
+    @pytest.mark.parametrize("size", [None, 2])
+    def test_labels_of_examples_without_weight_may_be_anything(self, size):
+        """As 255 in segmentation, for which the loss itself is NaN."""
+        inputs, labels, weights = batch()
+        tx = optax_sam.jsam(RHO, group_size=size)
+        expected = direction_of(tx, inputs, labels, weights)
+        found = direction_of(tx, inputs, jnp.where(weights == 0, 255, labels), weights)
+        chex.assert_trees_all_equal(found, expected)
+
     def test_integer_and_bool_weights_are_numbers(self):
         inputs, labels, _ = batch()
         mask = np.arange(BATCH) % 3 == 0

@@ -248,6 +248,15 @@ class TestCleanGrads:
         clean, perturbed = slope(START), slope(START + RHO * unit(other))
         assert_close(direction, clean + 9 * (perturbed - clean))
 
+    def test_in_the_dtype_of_the_parameters_on_every_step(self):
+        tx = optax_sam.sam(RHO, every_k=2)
+        start = START.astype(jnp.bfloat16)
+        g, state = slope(START), tx.init(start)
+        for _ in range(2):
+            direction, state = tx.update(g, state, start, loss_fn=quartic, clean_grads=g)
+            assert direction.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(direction, g.astype(jnp.bfloat16))
+
     def test_refusals(self):
         tx = optax_sam.sam(RHO)
         with pytest.raises(ValueError, match="clean_grads must have the tree structure of params"):

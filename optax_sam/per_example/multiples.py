@@ -191,7 +191,6 @@ _SAME = {
     "copy",
     "copy_p",
     "expand_dims",
-    "optimization_barrier",
     "reduce_precision",
     "reshape",
     "squeeze",
@@ -226,6 +225,8 @@ class _Evaluator:
             return _unmarked(equation, values) if repeated is None else [repeated]
         if name in _CALLS:
             return self.run(_jaxprs.called(equation), values)
+        if name == "optimization_barrier":
+            return list(values)
         if name == "cond":
             return self.branches(equation, values)
         if name == "while":
@@ -268,7 +269,7 @@ class _Evaluator:
             return _sum(first, values[1], -1 if name == "sub" else 1)
         if name == "reduce_sum" and equation.outvars[0].aval.shape == ():
             return self.norm(first, equation)
-        if name == "dot_general" and equation.outvars[0].aval.shape == ():
+        if name == "dot_general" and _multiplies_elements(equation):
             return self.norm(_product("mul", *values), equation)
         if name == "select_n":
             return _select(values[0], values[1:])
@@ -312,6 +313,12 @@ class _Evaluator:
 
         arrays = to_varying_like(carry, [*carry, *self.squared_norms])
         return [Number(value) for value in jax.lax.while_loop(condition, body, arrays)]
+
+
+def _multiplies_elements(equation: Any) -> bool:
+    """Whether a product sums what stands at the same place: not the trace of g g, for example."""
+    (left, right), _ = equation.params["dimension_numbers"]
+    return equation.outvars[0].aval.shape == () and tuple(left) == tuple(right)
 
 
 def _unmarked(equation: Any, values: Sequence[Any]) -> list[Any]:

@@ -15,6 +15,7 @@ from benchmarks import (
     measure,
     overhead,
     step_costs,
+    tables,
     training_steps,
 )
 from benchmarks.architectures import CNN, MLP, NETWORKS, Network, ResNet18, random_problem
@@ -30,6 +31,23 @@ def test_interleave_calls_each_once_a_round_after_a_warm_up():
     rounds = [order[start : start + 3] for start in range(0, 15, 3)]
     assert all(sorted(round_) == list("abc") for round_ in rounds)
     assert len({tuple(round_) for round_ in rounds}) > 1  # not always behind the same neighbour
+
+
+def test_a_csv_keeps_small_numbers(tmp_path):
+    tables.write_csv(tmp_path / "t.csv", [{"small": 4.8123456789e-07, "large": 123456.0, "n": 3}])
+    assert (tmp_path / "t.csv").read_text() == "small,large,n\n4.81235e-07,123456.0,3\n"
+
+
+def test_a_size_that_axes_share_has_the_rows_of_each_axis():
+    """It is measured once, with the rows of all."""
+    sizes = {(point.axis, point.value): point for point in growth.points("MLP")}
+    batch, width = sizes["batch", 128], sizes["width", 1024]
+    assert batch.network == width.network
+    costs = {step: measure.Cost(1.0, 1.0, 1.0, 1.0, 1.0) for step in batch.rows}
+    base = dict.fromkeys(growth.MEASURES, 1.0)
+    of_width = [record["step"] for record in growth._records("MLP", width, costs, {}, base)]
+    assert growth.MICROBATCHES in batch.rows
+    assert growth.MICROBATCHES not in of_width
 
 
 def test_ratio_compares_within_a_round():

@@ -51,7 +51,7 @@ def check_equality(objective, params, evaluation="full", group_size=1, microbatc
 
 
 # In groups below; and the same programs as others.
-ELSEWHERE = ("layers, rematerialized", "layers", "Linen", "nnx")
+ELSEWHERE = ("layers, rematerialized", "layers")
 
 
 @pytest.mark.parametrize("name", LOOPS)
@@ -70,6 +70,12 @@ def test_equals_the_naive_form(name, x64):
 
 def test_groups_and_another_evaluation(x64):
     check_equality(*problem("layers, rematerialized"), "logit_only", group_size=2)
+
+
+def test_the_jacobian_with_weights_of_tokens(x64):
+    objective, params = problem("language model")
+    weights = jax.random.uniform(jax.random.key(1), objective.labels.shape).at[0, 1].set(0)
+    check_equality(objective.replace(weights=weights), params, "jacobian_only")
 
 
 def own_kernels(params, x):

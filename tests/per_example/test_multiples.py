@@ -10,6 +10,7 @@ import pytest
 
 import optax_sam
 from optax_sam import Objective, normalized, sharpness_aware
+from optax_sam._stages import as_stage
 from optax_sam.per_example import gradient
 from optax_sam.per_example.multiples import NotAMultipleError, multiples_of
 from tests.per_example.networks import initial
@@ -28,6 +29,11 @@ def is_kernel(params):
 
 def per_leaf(scales):
     return optax.partition({name: optax.scale(scale) for name, scale in scales.items()}, labels)
+
+
+def behind_barrier(updates, params=None):
+    del params
+    return jax.lax.optimization_barrier(updates)
 
 
 FAST = {
@@ -66,6 +72,7 @@ FAST = {
         normalized(0.3), lambda step: step % 2 == 0
     ),
     "zero": lambda: optax.set_to_zero(),
+    "behind a barrier": lambda: optax.chain(optax.stateless(behind_barrier), normalized(0.1)),
     "weights of a sum": lambda: optax.chain(optax.scale(0.5), normalized(jnp.float32(0.1))),
 }
 
@@ -308,3 +315,19 @@ def test_nothing_is_computed_while_tracing(name, monkeypatch):
     types = jax.eval_shape(lambda: (params, stage.init(params)))
     squares = [jnp.ones([])] * len(params)
     jax.make_jaxpr(lambda params, state: multiples_of(stage, state, params, {})[0](squares))(*types)
+
+
+@pytest.mark.parametrize(("axes", "is_norm"), [((0, 1), True), ((1, 0), False)])
+def test_the_trace_of_a_square_is_no_squared_norm(axes, is_norm):
+    def scaled(updates, params):
+        del params
+        (leaf,) = updates
+        return [jax.lax.dot_general(leaf, leaf, (((0, 1), axes), ((), ()))) * leaf]
+
+    stage, params = as_stage("perturbation", optax.stateless(scaled)), [jnp.ones((2, 2))]
+    if is_norm:
+        multiples, _ = multiples_of(stage, stage.init(params), params, {})
+        assert multiples([jnp.float32(4.0)])[0][0] == 4
+    else:
+        with pytest.raises(NotAMultipleError):
+            multiples_of(stage, stage.init(params), params, {})

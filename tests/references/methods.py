@@ -217,7 +217,7 @@ class Restricted(SAM):
         return d
 
 
-def with_saner(method):
+def with_saner(method, without=()):
     """Down-weights by one half what another method gives, coordinate by coordinate."""
 
     class WithSANER(method):
@@ -227,7 +227,7 @@ def with_saner(method):
             g = np.asarray(problem.grad(w))
             d = np.array(super().direction(problem, w))
             for i in range(len(d)):
-                if g[i] != 0 and 0 < d[i] / g[i] < 1:
+                if g[i] != 0 and 0 < d[i] / g[i] < 1 and i not in without:
                     d[i] *= 1 - self.strength
             return d
 
@@ -252,5 +252,7 @@ METHODS = {
     "looksam": LookSAM,
     "msam": MomentumSAM,
     "restricted": Restricted,
+    "ae_sam": SAM,
+    "masked_saner": with_saner(SAM, without=range(6)),  # the bias is the first leaf
 }
 METHODS |= {f"{name}+saner": with_saner(method) for name, method in METHODS.items()}

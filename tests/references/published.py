@@ -120,14 +120,17 @@ def saner_in_the_last_layer(
     return path
 
 
-def sam_on_normalization_layers(
-    gradient: Gradient, start: Arrays, steps: int, *, rho: float, lr: float
+def sam_on_some_layers(
+    gradient: Gradient, start: Arrays, steps: int, *, names: tuple[str, ...], rho: float, lr: float
 ) -> list[Arrays]:
-    """mueller-mp: only what has norm or bn in its name is perturbed, and counts in the norm."""
+    """Only what has one of the names in its own is perturbed, and counts in the norm.
+
+    mueller-mp: norm and bn. RitianLuo: the weight of the output head.
+    """
     params, path = start, []
     for t in range(steps):
         g = gradient(params, t)
-        chosen = {name: g[name] for name in g if "norm" in name or "bn" in name}
+        chosen = {name: g[name] for name in g if any(part in name for part in names)}
         length = global_norm(chosen) + 1e-16
         perturbed = dict(params)
         for name, direction in chosen.items():

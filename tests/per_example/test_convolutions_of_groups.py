@@ -1,0 +1,45 @@
+"""A kernel for each group: a matrix product on CPUs, a convolution elsewhere; both are the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from optax_sam.per_example import per_example_gradient
+from optax_sam.per_example.sites import Site, site_of
+from tests.per_example.networks import problem
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window_strides": (2, 1), "padding": ((1, 2), (0, 1))},
+        {"window_strides": (1, 1), "padding": ((1, 1), (2, 2)), "rhs_dilation": (2, 1)},
+        {"window_strides": (1, 2), "padding": ((0, 0), (1, 0)), "lhs_dilation": (1, 2)},
+    ],
+    ids=["strides", "dilated kernel", "dilated input"],
+)
+def test_both_forms_are_the_same(options, x64):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = jax.random.normal(keys[0], (2, 5, 6, 3)), jax.random.normal(keys[1], (3, 2, 3, 4))
+
+    def convolve(x, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, dimension_numbers=dimensions, **options)
+
+    (equation,) = jax.make_jaxpr(convolve)(x, kernel).eqns
+    site = site_of(equation, 1)
+    np.testing.assert_allclose(site.apply_own(x, kernel), convolve(x, kernel), rtol=1e-12)
+    cotangent = jax.random.normal(keys[2], site.output_type.shape)
+    expected = Site.weight_gradient(site, x, cotangent)
+    np.testing.assert_allclose(site.weight_gradient(x, cotangent), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("platform", "is_grouped"), [("cpu", False), ("tpu", True)])
+def test_which_form_is_compiled(platform, is_grouped):
+    objective, params = problem("1-D convolution", batch=4)
+    objective = objective.replace(microbatch_size=4)
+    traced = jax.jit(lambda p: per_example_gradient(objective, p, jnp.float32(0.1))).trace(params)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("feature_group_count = 4" in text) == is_grouped
