@@ -15,7 +15,14 @@ Record = dict[str, Any]
 
 BASE = "SAM by hand"
 # Ratios to SAM by hand, and what is aimed at.
-AIMS = {"flops": 1.02, "bytes": 1.02, "collectives": 1.02, "sent": 1.02, "memory": 1.05}
+AIMS = {
+    "flops": 1.02,
+    "bytes": 1.02,
+    "collectives": 1.02,
+    "sent": 1.02,
+    "memory": 1.05,
+    "roofline": 1.3,  # of steps with groups only: of the others it follows from the rest
+}
 TITLES = {
     "flops": "FLOPs",
     "bytes": "bytes",
@@ -44,16 +51,17 @@ DRAWN = (
 )
 
 
-def measures(record: Record) -> dict[str, float]:
-    """What the tables show of a record, as numbers."""
+def measures(record: Record) -> dict[str, Any]:
+    """What the tables show of a record, as numbers; of large collectives how many, and their bytes."""
     found = [Collective(*one) for one in record["collectives"]]
     large = [one for one in found if one.size >= GRADIENT]
     return {
         **{key: record[key] for key in ("flops", "bytes", "memory", "sent", "roofline")},
         "collectives": sum(one.times for one in found),
         **{
-            column: sum(one.times for one in large if one.kind in COLUMNS[column])
+            column: (sum(one.times for one in here), sum(one.times * one.size for one in here))
             for column in COLUMNS
+            for here in [[one for one in large if one.kind in COLUMNS[column]]]
         },
     }
 
@@ -90,7 +98,10 @@ def table(records: Sequence[Record]) -> str:
             continue
         here = compiled[record["step"]]
         ratios = [here[key] / base[key] if base and base[key] else None for key in TITLES]
-        counts = [str(here[column]) for column in COLUMNS]
+        counts = [
+            f"{count}, {size / 1e9:.2g} GB" if count else "0"
+            for count, size in (here[column] for column in COLUMNS)
+        ]
         rows.append(
             [name_of(record), *ratios, *counts, record["slowest"], f"{record['compile']:.0f}"]
         )
@@ -130,12 +141,21 @@ def aims(records: Sequence[Record]) -> str:
             continue
         cells = []
         for key, aim in AIMS.items():
-            step, worst = max(((step, ratio[key]) for step, ratio in ours), key=lambda one: one[1])
-            missed = sum(ratio[key] > aim for _, ratio in ours)
+            found = [
+                (ratio[key], step)
+                for step, ratio in ours
+                if key != "roofline" or STEPS[step].separates
+            ]
+            if not found:
+                cells.append("–")
+                continue
+            worst, step = max(found, key=lambda one: one[0])
+            missed = sum(ratio > aim for ratio, _ in found)
             text = f"{number(worst)} {step}"
-            cells.append(f"**{text}**, {missed} of {len(ours)}" if missed else text)
+            cells.append(f"**{text}**, {missed} of {len(found)}" if missed else text)
         rows.append([f"{network}, {layout}, {chip}", *cells])
     header = ["largest ratio to SAM by hand", *(f"{TITLES[k]} ≤ {v}" for k, v in AIMS.items())]
+    header[-1] += ", groups"
     return markdown(header, rows)
 
 
@@ -143,7 +163,7 @@ def with_aim(records: Iterable[Record]) -> list[tuple[str, dict[str, float]]]:
     """Each step that the aims are for, with its ratios to SAM by hand; records of one table."""
     compiled = {r["step"]: measures(r) for r in records if "error" not in r}
     return [
-        (step, {key: here[key] / max(compiled[BASE][key], 1) for key in AIMS})
+        (step, {key: here[key] / (compiled[BASE][key] or 1) for key in AIMS})
         for step, here in compiled.items()
         if BASE in compiled and step != "SGD" and not any(part in step for part in NO_AIM)
     ]

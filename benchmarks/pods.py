@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import optax_sam
@@ -24,8 +25,16 @@ from benchmarks.training_steps import (
 
 Record = dict[str, Any]
 
-# What is of interest on pods only: NCSAM on a batch that is sharded, and groups that fit a chip's part.
+ADAMS = optax.scale_by_rms(0.999, eps_in_sqrt=False, bias_correction=True)  # its second moment
+
+# What is of interest on pods only: what lies where, and groups that fit a chip's part.
 STEPS = ROWS | {
+    "functional_sam, preconditioned, logits passed": Row(
+        ours(optax_sam.functional_sam, RHO, preconditioner=ADAMS, pass_logits=True)
+    ),
+    "le_sam": Row(ours(optax_sam.le_sam, 0.1, rho_max=RHO)),
+    "stable_sam": Row(ours(optax_sam.stable_sam, RHO)),
+    "wsam, decoupled": Row(ours(optax_sam.wsam, RHO, base=optax.trace(0.9))),
     "ncsam, flip ratio 0.2 by weights, logits passed": Row(
         ours(optax_sam.ncsam, RHO, flip_ratio=0.2, by_weights=True, pass_logits=True)
     ),
