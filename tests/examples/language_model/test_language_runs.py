@@ -60,7 +60,7 @@ def record_of(folder, step):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run of Functional-SAM on 2 x 2 devices, and its text."""
+    """A finished run of Functional-SAM on 4 x 2 devices, and its text."""
     folder = tmp_path_factory.mktemp("language")
     text = write_text(folder / "text")
     settings = config(
@@ -87,7 +87,7 @@ def test_a_run_writes_its_files_and_resumes_to_the_same_bits(finished, quick, tm
     assert results["last"]["step"] == 4
     assert results["gradients"] == 8
     assert results["sharpness"]["rise"] > 0
-    assert results["mesh"] == {"data": 2, "model": 2}
+    assert results["mesh"] == {"data": 4, "model": 2}
     assert results["last"]["validation_loss"] < results["before"]["validation_loss"]
 
     # As a run that was killed behind its third step, whose files told of a fourth already.
@@ -394,12 +394,12 @@ def test_logits_that_are_not_finite_stop_a_classification(finished, tmp_path, mo
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 6}, r"--batch-size: 6 cannot be divided between 4 devices"),
+        ({"batch_size": 6}, r"--batch-size: 6 cannot be divided between 8 devices"),
         ({"batch_size": 400}, r"--batch-size: 400 is more than the \d+ windows"),
-        ({"width": 20, "heads": 5}, None),
+        ({"width": 40, "heads": 5, "batch_size": 8}, None),
         (
             {"width": 12, "heads": 3, "model_devices": 3},
-            r"--model-devices: 3 does not divide the 4",
+            r"--model-devices: 3 does not divide the 8",
         ),
     ],
 )
@@ -576,7 +576,7 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
         "--model-devices=2",
     ]
     flags += [f"--text={settings.text}", "--validation-share=0.3", f"--output={stopped}"]
-    flags += ["--simulated-devices=4"]
+    flags += ["--simulated-devices=8"]
     process = start(sys.executable, "-c", INTERRUPTIBLE, *flags)
     wait_for(lambda: saving(2), process)  # within a save: it is finished first
     process.send_signal(signal.SIGINT)
@@ -601,7 +601,7 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
 
 
 @pytest.mark.programs
-def test_two_processes_with_two_devices_give_the_result_of_one(finished, tmp_path):
+def test_two_processes_with_two_devices_give_the_result_of_one_with_eight(finished, tmp_path):
     settings, alone = finished
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
