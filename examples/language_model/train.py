@@ -320,7 +320,7 @@ def _save_network(folder: Any, step: int, network: Any) -> None:
 def _restore_network(folder: Any, like: Any) -> Any:
     network = None
     if (folder / "network").is_dir():
-        with contextlib.closing(Checkpoints(folder / "network")) as checkpoints:
+        with contextlib.closing(Checkpoints(folder / "network", read_only=True)) as checkpoints:
             network = checkpoints.restore(like)
     if network is None:
         raise ValueError(

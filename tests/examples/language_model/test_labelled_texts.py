@@ -116,6 +116,18 @@ def test_noise_for_a_try_keeps_the_true_labels(tmp_path):
     )
 
 
+def test_true_classes_may_be_known_nowhere(tmp_path):
+    columns = {"text": [f"text {number}" for number in range(40)], "label": [1, 2] * 20}
+    frame = pl.DataFrame(columns | {"truth": [None] * 40})
+    frame.write_csv(tmp_path / "a.csv")
+    frame.write_parquet(tmp_path / "a.parquet")
+    for name in ("a.csv", "a.parquet"):
+        found = load(tmp_path / name)
+        assert found.class_names == ("1", "2")
+        assert joined(found).labels.tolist() == [0, 1] * 20
+        assert set(joined(found).clean_labels) == {-1}
+
+
 def test_what_stands_behind_a_text_does_not_count():
     x = jnp.arange(24.0).reshape(2, 4, 3)
     is_text = jnp.array([[True, True, False, False], [True] * 4])
@@ -169,6 +181,7 @@ def test_what_stands_behind_a_text_does_not_count():
             {},
             r"--text-column: 'text' in .* is Int64\. Name a",
         ),
+        ("a.csv", "text,label\n", {}, r"--text: .*a\.csv has no rows\. Give"),
         ("a.csv", "text,label\na,b\nb,b\n", {}, r"all labels in '.*a\.csv' are b\. Two classes"),
         (
             "a.csv",

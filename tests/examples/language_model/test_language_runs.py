@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -271,13 +272,14 @@ def test_compare_counts_no_run_twice_and_tells_of_other_texts():
         ValueError, match=r"one setting \(adamw\) is there twice: run 0, run 0\. Le"
     ):
         compare.group_runs([fake(0, 1.0), fake(0, 1.0)])
-    starts = ["runs/fine_code_0", "runs/fine_code_1", "runs/fine_prose"]
+    starts = ["a/code_0", "a/code_1", "b/code_2", "a/prose"]
     groups = compare.group_runs(
         [fake(i, 1.0, start_from=Path(path)) for i, path in enumerate(starts)]
     )
     assert {name: len(runs) for name, runs in groups.items()} == {
-        "adamw, from fine_code": 2,
-        "adamw, from fine_prose": 1,
+        "adamw, from a/code": 2,
+        "adamw, from b/code": 1,
+        "adamw, from a/prose": 1,
     }
     runs = [fake(0, 1.0), fake(1, 1.0), fake(0, 1.0, "b", method="sam")]
     assert compare.text_notes(compare.group_runs(runs[:2])) == []
@@ -285,6 +287,12 @@ def test_compare_counts_no_run_twice_and_tells_of_other_texts():
         "--text stdlib: the runs have learned 2 different texts of this name"
     ]
     assert compare.text_notes(compare.group_runs([runs[0], fake(0, 1.0, "b", text="manual")])) == []
+
+
+def test_compare_without_a_run_writes_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"no runs are given besides --output"):
+        compare.compare(compare.Comparison((tmp_path,), tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_lines_of_the_figure_end_together_and_the_first_run_is_in_every_panel():
@@ -475,6 +483,9 @@ def test_a_checksum_is_of_all_bits_in_their_places():
         (jnp.zeros(2, jnp.bfloat16), -jnp.zeros(2, jnp.bfloat16)),
     ]:
         assert checkpoints._checksum(jnp.array(one)) != checkpoints._checksum(jnp.array(other))
+    with jax.enable_x64(True):
+        for one, other in [(1.0, 1.0 + 2.0**-52), (1, 1 + 2**32), (1, 2)]:
+            assert checkpoints._checksum(jnp.array(one)) != checkpoints._checksum(jnp.array(other))
 
 
 def test_other_arrays_are_refused(saved):
@@ -523,6 +534,25 @@ def test_a_full_disk_is_told_with_the_checkpoint_that_is_left(saved, monkeypatch
         checkpoints.CheckpointNotSaved, match=r"No space left.*checkpoints/1, is un"
     ):
         saved.save(2, STATE, {})
+
+
+def test_a_process_reserves_room_for_its_own_pieces():
+    """Of a matrix in four pieces, of which one is twice in this process, and one elsewhere."""
+    shard = jax.device_put(jnp.zeros(8))
+    shards = [SimpleNamespace(data=shard, replica_id=replica) for replica in (0, 0, 0, 1)]
+    elsewhere = SimpleNamespace(nbytes=128, addressable_shards=shards)
+    whole = jax.device_put(jnp.zeros((4, 8)), NamedSharding(make_mesh(2), PartitionSpec("model")))
+    assert checkpoints._own_bytes({"a": elsewhere, "b": whole, "c": STATE["w"]}) == 96 + 128 + 128
+
+
+def test_a_network_is_read_without_disturbing_the_run_that_saves_it(tmp_path):
+    train._save_network(tmp_path, 1, STATE)
+    saving = tmp_path / "network" / "2.orbax-checkpoint-tmp"
+    saving.mkdir()
+    np.testing.assert_array_equal(train._restore_network(tmp_path, LIKE)["w"], STATE["w"])
+    assert saving.exists()
+    Checkpoints(tmp_path / "network").close()  # as the run itself does when it begins again
+    assert not saving.exists()
 
 
 # A process that was started in the background ignores interrupts.
