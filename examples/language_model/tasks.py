@@ -56,6 +56,10 @@ class Language:
         config = self.config
         return data.training_batch(self.text.train, config.batch_size, config.seed, step)
 
+    def trained_bytes(self, batch: data.Batch) -> int:
+        """How many bytes of a batch are predicted."""
+        return int(batch.weights.sum())
+
     def evaluate(self, trainer: Trainer, state: TrainState) -> dict[str, float]:
         """The mean losses of the validation texts."""
         return {name: trainer.loss(state, batches) for name, batches in self.validation.items()}
@@ -104,6 +108,10 @@ class Classification:
         config = self.config
         chosen = data.training_indices(self.size, config.batch_size, config.seed, step)
         return labelled.batch_of(self.texts.train, chosen)
+
+    def trained_bytes(self, batch: data.Batch) -> int:
+        """How many bytes the texts of a batch have."""
+        return int((batch.inputs >= 0).sum())
 
     def evaluate(self, trainer: Trainer, state: TrainState) -> dict[str, float]:
         """The numbers of :func:`measures`, of at most ``--evaluation-windows`` texts of each part."""

@@ -46,6 +46,10 @@ MAY_MOVE = ("text", "start_from")
 """A resumed run may find these elsewhere: the digests say whether they are the same."""
 
 
+class OtherProcessFailed(Exception):
+    """Another process of the run could not begin; it says why."""
+
+
 class TrainingDiverged(Exception):
     """The loss is not finite any more; the message names the last good checkpoint."""
 
@@ -110,6 +114,17 @@ class Run:
             if value % count:
                 raise ValueError(
                     f"{flag}: {value} cannot be divided between {count} devices. Make it a multiple."
+                )
+        # The embedding's bytes are cut along the model axis, those of the head's adapter along data.
+        of_bytes = {"model": model_devices}
+        if config.task == "language" and config.adapter_rank is not None:
+            of_bytes["data"] = data_devices
+        for axis, count in of_bytes.items():
+            if BYTES % count:
+                raise ValueError(
+                    f"--model-devices: {model_devices} makes {data_devices} x {model_devices} devices "
+                    f"(data x model), and the {BYTES} bytes cannot be divided between {count} devices "
+                    f"of the {axis} axis. Make their number a power of two."
                 )
 
     def _earlier_settings(self) -> dict[str, Any]:
@@ -178,9 +193,10 @@ class Run:
         check_interrupt: Callable[[], None],
     ) -> tuple[TrainState, logs.Row]:
         """Trains the steps from ``first`` to ``last``, which is left out: the new state and its row."""
-        config, start, metrics = self.config, time.perf_counter(), []
+        start, metrics, trained = time.perf_counter(), [], 0
         for step in range(first, last):
             batch = self.task.batch(step)
+            trained += self.task.trained_bytes(batch)
             state, step_metrics = self.trainer.step(state, spread(batch, self.mesh))
             metrics.append(step_metrics)
             terminal.step(step + 1)
@@ -190,7 +206,6 @@ class Run:
         row = {"step": last}
         row |= {name: float(np.mean([one[name] for one in metrics])) for name in metrics[0]}
         row |= self.evaluate(state)
-        trained = (last - first) * config.batch_size * config.context
         return state, row | {"bytes_per_second": trained / seconds, "seconds": seconds}
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
@@ -244,7 +259,8 @@ def _in_all_processes(prepare: Callable[[], Run]) -> Run:
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(np.array(failure is not None))
         if failed.any() and failure is None:
-            failure = RuntimeError(f"process {int(np.argmax(failed))} has failed; see its message.")
+            number = int(np.argmax(failed))
+            failure = OtherProcessFailed(f"process {number} has failed; see its message.")
     if failure is not None:
         raise failure
     return run
@@ -405,7 +421,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error} Then run:\n{go_on}")
     except OSError as error:
         sys.exit(f"error: {explain(error, go_on)}")
-    except (ValueError, CheckpointError, TrainingDiverged) as error:
+    except (ValueError, CheckpointError, OtherProcessFailed, TrainingDiverged) as error:
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:
         print(f"{summary(results)}, files in {command.settings.output}")

@@ -8,7 +8,7 @@ import pytest
 from examples.language_model import data, labelled, tasks
 from examples.language_model.model import pooled
 from examples.language_model.tables import Columns, TextError
-from tests.examples.language_model.small import write_table
+from tests.examples.language_model.small import config, write_table, write_text
 
 CLEAN = Columns(clean_label="truth")
 
@@ -75,6 +75,21 @@ def test_the_built_in_set_has_forty_percent_wrong_labels():
         tuple(row) for row in found.validation.tokens
     }
     assert not both
+
+
+def test_what_is_trained_per_second_are_bytes_of_texts(tmp_path):
+    settings = {"text": str(write_table(tmp_path / "a.csv")), "task": "classification"}
+    task = tasks.Classification(config(**settings))
+    texts = task.texts.train
+    lines = (tmp_path / "a.csv").read_text().splitlines()[1:]
+    expected = sum(min(lines[row].index(","), 16) for row in texts.rows)
+    assert task.trained_bytes(labelled.batch_of(texts, np.arange(len(texts)))) == expected
+    task = tasks.Language(
+        config(text=str(write_text(tmp_path / "text")), validation_share=0.3), None
+    )
+    windows = task.text.train
+    whole = data.batch_of(windows, np.arange(len(windows)))
+    assert task.trained_bytes(whole) == windows.lengths.sum() < whole.inputs.size
 
 
 def test_texts_that_look_equal_to_the_network_are_in_one_part(tmp_path):

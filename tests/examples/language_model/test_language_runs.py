@@ -329,11 +329,11 @@ def test_the_study_refuses_runs_of_other_settings_and_says_how_it_goes_on(
     flags = ["--output", str(tmp_path), "--seeds", "0", "--steps"]
 
     def pretend(settings):
-        assert settings.output.parents[1] == tmp_path
-        with pytest.raises(BlockingIOError, match="in use"), held(tmp_path):
+        study_folder = settings.output.parents[1]
+        with pytest.raises(BlockingIOError, match="in use"), held(study_folder):
             pass
         settings.output.mkdir(parents=True)
-        results = fake(0, 1.0) | {"config": settings.to_json()}
+        results = fake(0, 1.0) | {"config": settings.to_json(), "gradients": settings.steps}
         logs.write_csv(settings.output / "metrics.csv", results.pop("rows"))
         logs.write_json(settings.output / "results.json", results)
 
@@ -341,13 +341,26 @@ def test_the_study_refuses_runs_of_other_settings_and_says_how_it_goes_on(
     monkeypatch.setattr(study, "train", pretend)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     study.main([*flags, "50"])
-    table = (tmp_path / "tables" / "learning" / "table.md").read_text()
-    assert table.count("| AdamW | 1 | 50 |") == 1
+    table_of_seed_0 = tmp_path / "tables" / "learning" / "table.csv"
+    assert table_of_seed_0.with_suffix(".md").read_text().count("| AdamW | 1 | 50 |") == 1
     for more in ([], ["--summary"]):
         with pytest.raises(
             SystemExit, match=r"error: --output: .*another study .*steps: 50 then, 60"
         ):
             study.main([*flags, "60", *more])
+
+    # Into a table that has rows of other steps nothing is written: one line has one number of them.
+    tables = ["--tables", str(tmp_path / "tables"), "--output", str(tmp_path / "third")]
+    before = table_of_seed_0.read_bytes()
+    with pytest.raises(
+        SystemExit,
+        match=r"error: --tables: .*table\.csv has AdamW with 50 steps.*it has 60 and 60 now",
+    ):
+        study.main([*tables, "--seeds", "1", "--steps", "60"])
+    assert table_of_seed_0.read_bytes() == before
+    assert not list((tmp_path / "third").glob("learning"))
+    study.main([*tables, "--seeds", "1", "--steps", "50"])
+    assert "| AdamW | 2 | 50 |" in table_of_seed_0.with_suffix(".md").read_text()
 
     def interrupted(settings):
         raise KeyboardInterrupt
@@ -420,6 +433,21 @@ def test_sizes_that_do_not_fit_are_refused(changes, message, finished):
             train.Run(settings)
 
 
+@pytest.mark.parametrize(
+    ("changes", "axis"),
+    [
+        ({"model_devices": 3, "heads": 3, "width": 96}, "model"),
+        ({"adapter_rank": 2, "start_from": ROOT, "width": 12, "batch_size": 3}, "data"),
+    ],
+)
+def test_bytes_that_cannot_be_divided_are_refused(changes, axis):
+    message = (
+        rf"--model-devices: \d .* the 256 bytes cannot be divided between 3 devices .*{axis} axis"
+    )
+    with pytest.raises(ValueError, match=message):
+        train.Run(config(text=str(ROOT / "nowhere"), **changes), jax.devices()[:3])
+
+
 def test_a_process_number_without_distributed_is_refused():
     with pytest.raises(ValueError, match="need --distributed"):
         train.train(config(), train.Processes(process=1))
@@ -439,9 +467,10 @@ def test_no_process_goes_on_alone(here, elsewhere, monkeypatch):
     if not here and not elsewhere:
         assert train._in_all_processes(prepare) == "a run"
         return
-    error, message = (OSError, "disk is full") if here else (RuntimeError, "process 1 has failed")
-    with pytest.raises(error, match=message):
-        train._in_all_processes(prepare)
+    message = "the disk is full" if here else "process 1 has failed; see its message."
+    monkeypatch.setattr(train, "train", lambda *_: train._in_all_processes(prepare))
+    with pytest.raises(SystemExit, match=f"error: {message}"):
+        train.main([])
 
 
 STATE = {"count": jnp.zeros([], jnp.int32), "w": jnp.arange(32.0).reshape(4, 8)}
