@@ -1,5 +1,6 @@
 """The program as a user runs it: files, resuming, fine-tuning, damage, kills, several processes."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -21,7 +22,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from examples.language_model import checkpoints, compare, interrupts, logs, study, train
+from examples.language_model import checkpoints, compare, data, interrupts, logs, study, train
 from examples.language_model.checkpoints import CheckpointError, Checkpoints
 from examples.language_model.devices import make_mesh
 from examples.language_model.model import Transformer
@@ -54,8 +55,8 @@ def without_times(rows):
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
-def record_of(folder, step):
-    path = folder / "checkpoints" / str(step) / "record" / "metadata"
+def record_of(folder, step, kind="checkpoints"):
+    path = folder / kind / str(step) / "record" / "metadata"
     return json.loads(path.read_text())
 
 
@@ -108,8 +109,16 @@ def test_a_run_writes_its_files_and_resumes_to_the_same_bits(finished, quick, tm
     with pytest.raises(ValueError, match=r"other settings \(rho: 0.05 then, 0.2 now\)"):
         train.train(dataclasses.replace(settings, output=resumed, resume=True, rho=0.2))
     (Path(settings.text) / "0.txt").write_bytes(b"another text than before")
+    again = dataclasses.replace(settings, output=resumed, resume=True)
     with pytest.raises(ValueError, match="was trained on another text"):
-        train.train(dataclasses.replace(settings, output=resumed, resume=True))
+        train.train(again)
+    # Without a checkpoint it begins anew; what it leaves is of this training, not of the one before.
+    shutil.rmtree(resumed / "checkpoints")
+    train.train(again)
+    sums = record_of(resumed, 4)["sums"]
+    assert sums != one["sums"]
+    found = record_of(resumed, 4, "network")["sums"]
+    assert {f"params.{name}": value for name, value in found.items()}.items() <= sums.items()
     shutil.rmtree(settings.text)
     write_text(Path(settings.text))
 
@@ -389,6 +398,29 @@ def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path, monkeypatch
     assert not (tmp_path / "checkpoints" / "2").exists()
 
 
+@pytest.mark.programs
+def test_an_interrupt_waits_for_the_trained_network(finished, tmp_path, monkeypatch):
+    """The last save of a run; here of one whose steps are done."""
+    settings, _ = finished
+    resumed = dataclasses.replace(settings, output=tmp_path / "run", resume=True)
+    shutil.copytree(settings.output, resumed.output)
+    shutil.rmtree(resumed.output / "network")
+    ordinary = checkpoints._own_bytes
+
+    def within_a_save(arrays):
+        signal.raise_signal(signal.SIGINT)
+        return ordinary(arrays)
+
+    monkeypatch.setattr(checkpoints, "_own_bytes", within_a_save)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train.train(resumed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (resumed.output / "network" / "4").is_dir()
+
+
 def test_logits_that_are_not_finite_stop_a_classification(finished, tmp_path, monkeypatch):
     """Also where the loss of the step was finite still."""
     settings = dataclasses.replace(
@@ -431,6 +463,51 @@ def test_sizes_that_do_not_fit_are_refused(changes, message, finished):
     else:
         with pytest.raises(ValueError, match=message):
             train.Run(settings)
+
+
+def pretend_run(folder, text):
+    """A folder as a finished run leaves it, without a network and checkpoints."""
+    settings = config(text=str(text), validation_share=0.3, batch_size=8, output=folder)
+    folder.mkdir()
+    logs.write_json(folder / "config.json", settings.to_json())
+    digest = data.load(str(text), "*", 16, 0.3).digest
+    logs.write_json(folder / "results.json", {"text_sha256": digest})
+    return settings
+
+
+def test_what_is_forgotten_is_told_of_the_text_that_was_learned(tmp_path):
+    text = write_text(tmp_path / "text")
+    earlier = pretend_run(tmp_path / "run", text)
+    other = str(write_text(tmp_path / "other", seed=1))
+    tuned = dataclasses.replace(earlier, text=other, start_from=earlier.output, output=tmp_path)
+    devices = jax.devices()[:1]
+    assert train.Run(tuned, devices).task.earlier_digest
+    (text / "0.txt").write_bytes(b"another text than before")
+    message = rf"--start-from: the text of the run in .*run, '{text}', is not what it learned.*Put "
+    with pytest.raises(ValueError, match=message):
+        train.Run(tuned, devices)
+    shutil.rmtree(text)
+    with pytest.raises(ValueError, match=message):
+        train.Run(tuned, devices)
+    (earlier.output / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"--start-from: .*has not finished: it has no results"):
+        train.Run(tuned, devices)
+
+
+def test_a_run_without_a_checkpoint_is_not_resumed_with_other_settings(tmp_path):
+    settings = pretend_run(tmp_path / "run", write_text(tmp_path / "text"))
+    other = dataclasses.replace(settings, resume=True, seed=1)
+    with (
+        contextlib.ExitStack() as stack,
+        pytest.raises(ValueError, match=r"--resume: .*other settings \(seed: 0 then, 1 now\)"),
+    ):
+        train._prepare(other, stack)
+    (settings.output / "config.json").write_text("{")
+    with (
+        contextlib.ExitStack() as stack,
+        pytest.raises(ValueError, match=r"--resume: .*config\.json is damaged .*Restore"),
+    ):
+        train._prepare(other, stack)
 
 
 @pytest.mark.parametrize(
