@@ -22,7 +22,16 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from examples.language_model import checkpoints, compare, data, interrupts, logs, study, train
+from examples.language_model import (
+    checkpoints,
+    compare,
+    data,
+    interrupts,
+    logs,
+    study,
+    tasks,
+    train,
+)
 from examples.language_model.checkpoints import CheckpointError, Checkpoints
 from examples.language_model.devices import make_mesh
 from examples.language_model.model import Transformer
@@ -178,6 +187,9 @@ def test_classes_of_texts_from_a_language_model_by_adapters(finished, quick, tmp
     results = train.train(settings)
     assert results["last"].keys() >= results["all_texts"].keys()
     assert results["classes"] == ("a", "b")
+    trained = results["last"]["bytes_per_second"] * results["last"]["seconds"]
+    task = tasks.Classification(settings)
+    assert trained == pytest.approx(task.trained_bytes(task.batch(1)))
 
     plain = dataclasses.replace(settings, adapter_rank=None)
     like = nnx.split(nnx.eval_shape(lambda: Transformer(plain, nnx.Rngs(0), 2)), nnx.Param)[1]
