@@ -49,15 +49,16 @@ class Checkpoints:
     Args:
       folder: where they are.
       keep: how many to keep.
+      read_only: these may be another run's, which may be saving one: nothing is cleaned up.
     """
 
-    def __init__(self, folder: Path, keep: int = 1):
+    def __init__(self, folder: Path, keep: int = 1, read_only: bool = False):
         self.folder = folder.resolve()  # orbax fails on a relative path only in the background
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             # A save that is still running when the next interval begins could cost two intervals.
             enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -71,7 +72,7 @@ class Checkpoints:
         )
         try:
             # Else orbax would notice a full disk halfway, in threads that print whole tracebacks.
-            reserve(self.folder, sum(array.nbytes for array in arrays.values()) + 2**16)
+            reserve(self.folder, _own_bytes(arrays) + 2**16)
             saved = self._manager.save(step, args=items)
         except Exception as error:  # orbax and tensorstore raise whatever the file system led to
             raise self._not_saved(step, error) from error
@@ -170,6 +171,12 @@ def named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
+def _own_bytes(arrays: dict[str, jax.Array]) -> int:
+    """How many bytes this process writes: of every piece, one process writes the first replica."""
+    shards = (shard for array in arrays.values() for shard in array.addressable_shards)
+    return sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
+
+
 def _manifest(arrays: dict[str, Any]) -> dict[str, str]:
     return {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
 
@@ -178,10 +185,12 @@ def _manifest(arrays: dict[str, Any]) -> dict[str, str]:
 def _checksum(array: jax.Array) -> jax.Array:
     """The sum modulo 2^32 of all numbers' bits, each mixed with its place by MurmurHash3's last steps.
 
-    It is the same however the array is cut, and always another one when a single number changes.
+    It is the same however the array is cut, and always another one when a single number changes. One of
+    64 bits is two numbers.
     """
     if array.dtype != jnp.bool_:
-        array = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
+        bits = min(8 * array.dtype.itemsize, 32)
+        array = jax.lax.bitcast_convert_type(array, f"uint{bits}")
     places = jax.lax.iota(jnp.uint32, array.size).reshape(array.shape)
     mixed = array.astype(jnp.uint32) + places * jnp.uint32(0x9E3779B9)
     mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)

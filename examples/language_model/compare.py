@@ -105,7 +105,7 @@ def group_runs(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The runs of each setting, named by the settings in which they differ.
 
     Runs that start from others are one line if the folders of those differ in the number at the end
-    alone, where a seed is expected: ``sam_0``, ``sam_1``.
+    alone, where a seed is expected: ``runs/sam_0``, ``runs/sam_1``.
 
     Raises:
       ValueError: if their tasks differ, or if a line would have a seed twice.
@@ -121,8 +121,7 @@ def group_runs(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
             f"{name} {config[name]}" for name in sorted(differing) if config[name] is not None
         ]
         if config["start_from"] is not None:
-            start = Path(config["start_from"]).name
-            names.append(f"from {re.sub('_[0-9]+$', '', start)}")
+            names.append(f"from {re.sub('_[0-9]+$', '', config['start_from'])}")
         groups.setdefault(", ".join(names), []).append(run)
     for name, members in groups.items():
         seeds = [run["config"]["seed"] for run in members]
@@ -241,12 +240,13 @@ def write(
 
 def compare(comparison: Comparison) -> None:
     """Prints the table and writes the files."""
-    if not comparison.runs:
-        raise ValueError("no runs are given. Name the folders of finished runs.")
     # As runs/* has the last comparison too.
     folders = [
         folder for folder in comparison.runs if folder.resolve() != comparison.output.resolve()
     ]
+    if not folders:
+        besides = f" besides --output {comparison.output}" if comparison.runs else ""
+        raise ValueError(f"no runs are given{besides}. Name the folders of finished runs.")
     groups = group_runs([read_run(folder) for folder in folders])
     with held(comparison.output):
         write(comparison.output, groups)

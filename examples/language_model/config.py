@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, get_args
 
-from .methods import METHODS
+from .methods import METHODS, warmup_steps
 
 BOOKKEEPING = frozenset({"output", "resume", "checkpoint_every", "keep_checkpoints", "curvature"})
 """Settings that change no result."""
@@ -184,6 +184,12 @@ class Config:
             value = getattr(self, field.name)
             if field.type in (int, int | None) and field.name != "seed":
                 _require(value is None or value >= 1, _flag(field.name), value, "At least 1.")
+        _require(
+            warmup_steps(self) < self.steps,
+            "--warmup",
+            self.warmup,
+            f"It leaves none of --steps {self.steps} for the learning rate to fall. Make it smaller.",
+        )
         _require(
             self.width % (2 * self.heads) == 0,
             "--heads",

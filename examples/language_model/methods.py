@@ -25,7 +25,7 @@ METHODS: dict[str, Callable[..., optax.GradientTransformationExtraArgs] | None] 
 
 def make_optimizer(config: "Config") -> optax.GradientTransformationExtraArgs:
     """The method, then clipping and AdamW, which act on the method's gradient."""
-    warmup = round(config.warmup * config.steps)
+    warmup = warmup_steps(config)
     rate = optax.warmup_cosine_decay_schedule(
         0.0 if warmup else config.learning_rate,
         config.learning_rate,
@@ -55,6 +55,11 @@ def make_method(config: "Config") -> optax.GradientTransformationExtraArgs:
     if start := start_step(config):
         options["start_step"] = start
     return method(config.rho, **options)
+
+
+def warmup_steps(config: "Config") -> int:
+    """The steps in which the learning rate rises."""
+    return round(config.warmup * config.steps)
 
 
 def start_step(config: "Config") -> int:

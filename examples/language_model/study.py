@@ -22,6 +22,7 @@ from .checkpoints import CheckpointError
 from .compare import read_run, write
 from .config import Config
 from .interrupts import leave
+from .methods import gradients
 from .output_folder import explain, held
 from .train import TrainingDiverged, changed_settings, train
 
@@ -150,6 +151,7 @@ def _run(study: Study) -> None:
     groups: dict[str, dict[str, list]] = {"learning": {}, "tuning": {}}
     for *_, config in runs(study):
         finished(config)  # before hours of training: it refuses what is of another study
+    _check_tables(study)
     for part, name, config in runs(study):
         found = finished(config)
         if found is None and not study.summary:
@@ -159,15 +161,38 @@ def _run(study: Study) -> None:
         if found is not None:
             groups[part].setdefault(name, []).append(found)
     for part, named in groups.items():
-        folder = (study.tables or study.output / "tables") / part
-        folder.mkdir(parents=True, exist_ok=True)
+        path = _table(study, part)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if named:
-            write(folder, named, _rows_of_others(folder / "table.csv", part, named))
+            write(path.parent, named, _rows_of_others(path, part, named))
+
+
+def _table(study: Study, part: str) -> Path:
+    return (study.tables or study.output / "tables") / part / "table.csv"
+
+
+def _check_tables(study: Study) -> None:
+    """Refuses tables of other steps: a line is the mean of all seeds, and tells one number of steps."""
+    for part, name, config in runs(study):
+        path, now = _table(study, part), (config.steps, gradients(config))
+        for row in _rows(path):
+            then = row["steps"], row["gradients"]
+            if row["run"] == name and then != now:
+                raise ValueError(
+                    f"--tables: {path} has {name} with {then[0]} steps and {then[1]} gradients; it "
+                    f"has {now[0]} and {now[1]} now. Name another folder, or delete the file."
+                )
 
 
 def _rows_of_others(path: Path, part: str, named: dict[str, list]) -> list[dict]:
     at_hand = {(name, run["config"]["seed"]) for name, runs in named.items() for run in runs}
     known = {name for of, name, *_ in ROWS if of == part}
+    rows = _rows(path)
+    return [row for row in rows if row["run"] in known and (row["run"], row["seed"]) not in at_hand]
+
+
+def _rows(path: Path) -> list[dict]:
+    """The rows of a table, if it is there."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -177,7 +202,7 @@ def _rows_of_others(path: Path, part: str, named: dict[str, list]) -> list[dict]
         ]
     for row in rows:
         row |= {title: int(row[title]) for title in ("seed", "steps", "gradients")}
-    return [row for row in rows if row["run"] in known and (row["run"], row["seed"]) not in at_hand]
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> None:

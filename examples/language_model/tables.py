@@ -97,6 +97,8 @@ def read(path: Path, columns: Columns) -> Table:
     clean = None
     if columns.clean_label is not None:
         clean = _labels(frame, columns.clean_label, path)
+        if not clean.is_known.any():  # a column without a value has no kind
+            clean = Known(labels, clean.is_known)
         if clean.values.dtype.kind != labels.dtype.kind:
             raise TextError(
                 f"--clean-label-column: {columns.clean_label!r} in {path} names classes by "
@@ -133,6 +135,8 @@ def _read(path: Path, named: dict[str, tuple[str, ...]]) -> pl.DataFrame:
                 hint = f"Did you mean {near[0]}? " if near else ""
                 known = ", ".join(frame.columns[:8])
                 raise TextError(f"{flag}: {path} has no column {name!r}. {hint}It has {known}.")
+    if frame.is_empty():
+        raise TextError(f"--text: {path} has no rows. Give it texts and labels.")
     return frame.select(list(dict.fromkeys(name for names in named.values() for name in names)))
 
 
@@ -148,7 +152,7 @@ def _labels(frame: pl.DataFrame, name: str, path: Path) -> Known:
         column = column.cast(pl.Int64, strict=False)
     if column.dtype.is_integer() or column.dtype == pl.Boolean:
         return Known(column.cast(pl.Int64).fill_null(0).to_numpy(), is_known)
-    if column.dtype in (pl.String, pl.Categorical, pl.Enum):
+    if column.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null):
         return Known(np.array(column.cast(pl.String).fill_null("").to_list(), str), is_known)
     raise TextError(
         f"--text: column {name!r} of {path} is {column.dtype}. Name classes by integers or strings."

@@ -21,7 +21,8 @@ class Language:
 
     Args:
       config: the settings.
-      earlier: those of the run that this one starts from, whose text is evaluated too.
+      earlier: those of the run that this one starts from, whose text is evaluated too, and the
+        ``text_sha256`` of what it learned.
 
     Attributes:
       classes: None.
@@ -40,7 +41,16 @@ class Language:
         self.validation = {"validation_loss": self._evaluation_batches(self.text)}
         self.earlier_digest = None
         if earlier is not None:
-            text = load(*(earlier[name] for name in ("text", "pattern", "validation_share")))
+            try:
+                text = load(*(earlier[name] for name in ("text", "pattern", "validation_share")))
+            except ValueError:  # it has moved
+                text = None
+            if text is None or text.digest != earlier["text_sha256"]:
+                raise ValueError(
+                    f"--start-from: the text of the run in {config.start_from}, {earlier['text']!r}, "
+                    "is not what it learned any more: what is forgotten of it could not be told. Put "
+                    "the same text back; for a built-in one, take the same version of Python."
+                )
             self.earlier_digest = text.digest
             self.validation["earlier_loss"] = self._evaluation_batches(text)
         self.size, self.digest = len(self.text.train), self.text.digest
@@ -55,6 +65,10 @@ class Language:
         """The batch of a step."""
         config = self.config
         return data.training_batch(self.text.train, config.batch_size, config.seed, step)
+
+    def trained_bytes(self, batch: data.Batch) -> int:
+        """How many bytes of a batch are predicted."""
+        return int(batch.weights.sum())
 
     def evaluate(self, trainer: Trainer, state: TrainState) -> dict[str, float]:
         """The mean losses of the validation texts."""
@@ -104,6 +118,10 @@ class Classification:
         config = self.config
         chosen = data.training_indices(self.size, config.batch_size, config.seed, step)
         return labelled.batch_of(self.texts.train, chosen)
+
+    def trained_bytes(self, batch: data.Batch) -> int:
+        """How many bytes the texts of a batch have."""
+        return int((batch.inputs >= 0).sum())
 
     def evaluate(self, trainer: Trainer, state: TrainState) -> dict[str, float]:
         """The numbers of :func:`measures`, of at most ``--evaluation-windows`` texts of each part."""

@@ -16,9 +16,11 @@ import importlib.metadata
 import json
 import platform
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,6 +46,10 @@ SHARPNESS_STEP = 2**31
 
 MAY_MOVE = ("text", "start_from")
 """A resumed run may find these elsewhere: the digests say whether they are the same."""
+
+
+class OtherProcessFailed(Exception):
+    """Another process of the run could not begin; it says why."""
 
 
 class TrainingDiverged(Exception):
@@ -111,6 +117,17 @@ class Run:
                 raise ValueError(
                     f"{flag}: {value} cannot be divided between {count} devices. Make it a multiple."
                 )
+        # The embedding's bytes are cut along the model axis, those of the head's adapter along data.
+        of_bytes = {"model": model_devices}
+        if config.task == "language" and config.adapter_rank is not None:
+            of_bytes["data"] = data_devices
+        for axis, count in of_bytes.items():
+            if BYTES % count:
+                raise ValueError(
+                    f"--model-devices: {model_devices} makes {data_devices} x {model_devices} devices "
+                    f"(data x model), and the {BYTES} bytes cannot be divided between {count} devices "
+                    f"of the {axis} axis. Make their number a power of two."
+                )
 
     def _earlier_settings(self) -> dict[str, Any]:
         """Those of the run that this one starts from, whose network must have the same shape."""
@@ -135,6 +152,8 @@ class Run:
                     f"--start-from: the network in {self.config.start_from} has --{name} {value}, "
                     f"this run {getattr(self.config, name)}. Give it the same."
                 )
+        if self.config.task == "language":  # its text is evaluated too
+            settings["text_sha256"] = _learned_text(self.config.start_from)
         return settings
 
     def first_state(self) -> TrainState:
@@ -178,9 +197,10 @@ class Run:
         check_interrupt: Callable[[], None],
     ) -> tuple[TrainState, logs.Row]:
         """Trains the steps from ``first`` to ``last``, which is left out: the new state and its row."""
-        config, start, metrics = self.config, time.perf_counter(), []
+        start, metrics, trained = time.perf_counter(), [], 0
         for step in range(first, last):
             batch = self.task.batch(step)
+            trained += self.task.trained_bytes(batch)
             state, step_metrics = self.trainer.step(state, spread(batch, self.mesh))
             metrics.append(step_metrics)
             terminal.step(step + 1)
@@ -190,7 +210,6 @@ class Run:
         row = {"step": last}
         row |= {name: float(np.mean([one[name] for one in metrics])) for name in metrics[0]}
         row |= self.evaluate(state)
-        trained = (last - first) * config.batch_size * config.context
         return state, row | {"bytes_per_second": trained / seconds, "seconds": seconds}
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
@@ -244,7 +263,8 @@ def _in_all_processes(prepare: Callable[[], Run]) -> Run:
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(np.array(failure is not None))
         if failed.any() and failure is None:
-            failure = RuntimeError(f"process {int(np.argmax(failed))} has failed; see its message.")
+            number = int(np.argmax(failed))
+            failure = OtherProcessFailed(f"process {number} has failed; see its message.")
     if failure is not None:
         raise failure
     return run
@@ -255,11 +275,14 @@ def _prepare(config: Config, stack: contextlib.ExitStack) -> Run:
     run = Run(config)
     if run.writes:
         stack.enter_context(held(config.output))
-        if (config.output / "config.json").exists() and not config.resume:
+        path = config.output / "config.json"
+        if path.exists() and not config.resume:
             raise FileExistsError(
                 f"--output: {config.output} already holds a run. Pass --resume to go on with it, or "
                 "name another folder."
             )
+        if path.exists():  # also if there is no checkpoint, which would know the settings
+            _check_same_settings(config, _settings_of(path))
     return run
 
 
@@ -273,6 +296,8 @@ def _train_from(run: Run, checkpoints: Checkpoints, saved: Checkpoint | None) ->
         state, done, rows = saved.state, saved.step, saved.record["rows"]
         record = {name: saved.record[name] for name in (*_record(run), "before")}
     if run.writes:
+        if saved is None:
+            _remove_results(folder)
         logs.write_json(folder / "config.json", record["config"])
     with (
         between_steps() as check_interrupt,
@@ -294,6 +319,8 @@ def _train_from(run: Run, checkpoints: Checkpoints, saved: Checkpoint | None) ->
             if run.writes:
                 logs.write_csv(folder / "metrics.csv", rows)
             check_interrupt()
+        _save_network(folder, config.steps, run.network(state))
+        check_interrupt()
     results = record | {
         "last": rows[-1],
         "best_validation_loss": min(row["validation_loss"] for row in rows),
@@ -301,7 +328,6 @@ def _train_from(run: Run, checkpoints: Checkpoints, saved: Checkpoint | None) ->
         "gradients": gradients(config),
     }
     results |= run.task.finish(run.trainer, state, folder if run.writes else None)
-    _save_network(folder, config.steps, run.network(state))
     if run.writes:
         logs.write_csv(
             folder / "metrics.csv", rows
@@ -311,23 +337,48 @@ def _train_from(run: Run, checkpoints: Checkpoints, saved: Checkpoint | None) ->
     return results
 
 
-def _save_network(folder: Any, step: int, network: Any) -> None:
+def _remove_results(folder: Path) -> None:
+    """Removes what the run had left before it lost its checkpoints and began anew."""
+    if (folder / "config.json").exists():
+        (folder / "results.json").unlink(missing_ok=True)
+        if (folder / "network").exists():
+            shutil.rmtree(folder / "network")
+
+
+def _save_network(folder: Path, step: int, network: Any) -> None:
     with contextlib.closing(Checkpoints(folder / "network")) as checkpoints:
         if checkpoints.latest() is None:
             checkpoints.save(step, network, {})
 
 
-def _restore_network(folder: Any, like: Any) -> Any:
+def _restore_network(folder: Path, like: Any) -> Any:
     network = None
     if (folder / "network").is_dir():
-        with contextlib.closing(Checkpoints(folder / "network")) as checkpoints:
+        with contextlib.closing(Checkpoints(folder / "network", read_only=True)) as checkpoints:
             network = checkpoints.restore(like)
     if network is None:
-        raise ValueError(
-            f"--start-from: the run in {folder} has not finished: it has no network. Finish it with "
-            "--resume."
-        )
+        raise _unfinished(folder, "network")
     return network.state
+
+
+def _learned_text(folder: Path) -> str:
+    """The SHA-256 of the text that a finished run has learned."""
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        return results["text_sha256"]
+    except FileNotFoundError:
+        raise _unfinished(folder, "results.json") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"--start-from: {folder / 'results.json'} is damaged ({error}). Restore it from a copy."
+        ) from None
+
+
+def _unfinished(folder: Path, lacks: str) -> ValueError:
+    return ValueError(
+        f"--start-from: the run in {folder} has not finished: it has no {lacks}. Finish it with "
+        "--resume."
+    )
 
 
 def _diverged(step: int, checkpoints: Checkpoints) -> TrainingDiverged:
@@ -363,13 +414,27 @@ def changed_settings(then: dict[str, Any], now: Config) -> str:
     )
 
 
+def _settings_of(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"--resume: {path} is damaged ({error}). Restore it from a copy, or delete it: checkpoints "
+            "have the settings too."
+        ) from None
+
+
+def _check_same_settings(config: Config, then: dict[str, Any]) -> None:
+    if changed := changed_settings(then, config):
+        raise ValueError(
+            f"--resume: the run in {config.output} has other settings ({changed}). Take its settings, "
+            "or name another --output."
+        )
+
+
 def _check_same_run(run: Run, record: dict[str, Any]) -> None:
     folder = run.config.output
-    if changed := changed_settings(record["config"], run.config):
-        raise ValueError(
-            f"--resume: the run in {folder} has other settings ({changed}). Take its settings, or name "
-            "another --output."
-        )
+    _check_same_settings(run.config, record["config"])
     for name, now in _record(run).items():
         if name.endswith("sha256") and record[name] != now:
             raise ValueError(
@@ -405,7 +470,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error} Then run:\n{go_on}")
     except OSError as error:
         sys.exit(f"error: {explain(error, go_on)}")
-    except (ValueError, CheckpointError, TrainingDiverged) as error:
+    except (ValueError, CheckpointError, OtherProcessFailed, TrainingDiverged) as error:
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:
         print(f"{summary(results)}, files in {command.settings.output}")

@@ -8,7 +8,7 @@ import pytest
 from examples.language_model import data, labelled, tasks
 from examples.language_model.model import pooled
 from examples.language_model.tables import Columns, TextError
-from tests.examples.language_model.small import write_table
+from tests.examples.language_model.small import config, write_table, write_text
 
 CLEAN = Columns(clean_label="truth")
 
@@ -77,6 +77,21 @@ def test_the_built_in_set_has_forty_percent_wrong_labels():
     assert not both
 
 
+def test_what_is_trained_per_second_are_bytes_of_texts(tmp_path):
+    settings = {"text": str(write_table(tmp_path / "a.csv")), "task": "classification"}
+    task = tasks.Classification(config(**settings))
+    texts = task.texts.train
+    lines = (tmp_path / "a.csv").read_text().splitlines()[1:]
+    expected = sum(min(lines[row].index(","), 16) for row in texts.rows)
+    assert task.trained_bytes(labelled.batch_of(texts, np.arange(len(texts)))) == expected
+    task = tasks.Language(
+        config(text=str(write_text(tmp_path / "text")), validation_share=0.3), None
+    )
+    windows = task.text.train
+    whole = data.batch_of(windows, np.arange(len(windows)))
+    assert task.trained_bytes(whole) == windows.lengths.sum() < whole.inputs.size
+
+
 def test_texts_that_look_equal_to_the_network_are_in_one_part(tmp_path):
     same = "é" * 8  # 16 bytes
     texts = [f"{same} {number}" for number in range(9)] + [f"text {number}" for number in range(20)]
@@ -114,6 +129,18 @@ def test_noise_for_a_try_keeps_the_true_labels(tmp_path):
     np.testing.assert_array_equal(
         with_truth.clean_labels, joined(load(tmp_path / "a.csv")).clean_labels
     )
+
+
+def test_true_classes_may_be_known_nowhere(tmp_path):
+    columns = {"text": [f"text {number}" for number in range(40)], "label": [1, 2] * 20}
+    frame = pl.DataFrame(columns | {"truth": [None] * 40})
+    frame.write_csv(tmp_path / "a.csv")
+    frame.write_parquet(tmp_path / "a.parquet")
+    for name in ("a.csv", "a.parquet"):
+        found = load(tmp_path / name)
+        assert found.class_names == ("1", "2")
+        assert joined(found).labels.tolist() == [0, 1] * 20
+        assert set(joined(found).clean_labels) == {-1}
 
 
 def test_what_stands_behind_a_text_does_not_count():
@@ -169,6 +196,7 @@ def test_what_stands_behind_a_text_does_not_count():
             {},
             r"--text-column: 'text' in .* is Int64\. Name a",
         ),
+        ("a.csv", "text,label\n", {}, r"--text: .*a\.csv has no rows\. Give"),
         ("a.csv", "text,label\na,b\nb,b\n", {}, r"all labels in '.*a\.csv' are b\. Two classes"),
         (
             "a.csv",

@@ -1,5 +1,6 @@
 """The program as a user runs it: files, resuming, fine-tuning, damage, kills, several processes."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,16 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from examples.language_model import checkpoints, compare, interrupts, logs, study, train
+from examples.language_model import (
+    checkpoints,
+    compare,
+    data,
+    interrupts,
+    logs,
+    study,
+    tasks,
+    train,
+)
 from examples.language_model.checkpoints import CheckpointError, Checkpoints
 from examples.language_model.devices import make_mesh
 from examples.language_model.model import Transformer
@@ -53,14 +64,14 @@ def without_times(rows):
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
-def record_of(folder, step):
-    path = folder / "checkpoints" / str(step) / "record" / "metadata"
+def record_of(folder, step, kind="checkpoints"):
+    path = folder / kind / str(step) / "record" / "metadata"
     return json.loads(path.read_text())
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run of Functional-SAM on 2 x 2 devices, and its text."""
+    """A finished run of Functional-SAM on 4 x 2 devices, and its text."""
     folder = tmp_path_factory.mktemp("language")
     text = write_text(folder / "text")
     settings = config(
@@ -87,7 +98,7 @@ def test_a_run_writes_its_files_and_resumes_to_the_same_bits(finished, quick, tm
     assert results["last"]["step"] == 4
     assert results["gradients"] == 8
     assert results["sharpness"]["rise"] > 0
-    assert results["mesh"] == {"data": 2, "model": 2}
+    assert results["mesh"] == {"data": 4, "model": 2}
     assert results["last"]["validation_loss"] < results["before"]["validation_loss"]
 
     # As a run that was killed behind its third step, whose files told of a fourth already.
@@ -107,8 +118,16 @@ def test_a_run_writes_its_files_and_resumes_to_the_same_bits(finished, quick, tm
     with pytest.raises(ValueError, match=r"other settings \(rho: 0.05 then, 0.2 now\)"):
         train.train(dataclasses.replace(settings, output=resumed, resume=True, rho=0.2))
     (Path(settings.text) / "0.txt").write_bytes(b"another text than before")
+    again = dataclasses.replace(settings, output=resumed, resume=True)
     with pytest.raises(ValueError, match="was trained on another text"):
-        train.train(dataclasses.replace(settings, output=resumed, resume=True))
+        train.train(again)
+    # Without a checkpoint it begins anew; what it leaves is of this training, not of the one before.
+    shutil.rmtree(resumed / "checkpoints")
+    train.train(again)
+    sums = record_of(resumed, 4)["sums"]
+    assert sums != one["sums"]
+    found = record_of(resumed, 4, "network")["sums"]
+    assert {f"params.{name}": value for name, value in found.items()}.items() <= sums.items()
     shutil.rmtree(settings.text)
     write_text(Path(settings.text))
 
@@ -168,6 +187,9 @@ def test_classes_of_texts_from_a_language_model_by_adapters(finished, quick, tmp
     results = train.train(settings)
     assert results["last"].keys() >= results["all_texts"].keys()
     assert results["classes"] == ("a", "b")
+    trained = results["last"]["bytes_per_second"] * results["last"]["seconds"]
+    task = tasks.Classification(settings)
+    assert trained == pytest.approx(task.trained_bytes(task.batch(1)))
 
     plain = dataclasses.replace(settings, adapter_rank=None)
     like = nnx.split(nnx.eval_shape(lambda: Transformer(plain, nnx.Rngs(0), 2)), nnx.Param)[1]
@@ -271,13 +293,14 @@ def test_compare_counts_no_run_twice_and_tells_of_other_texts():
         ValueError, match=r"one setting \(adamw\) is there twice: run 0, run 0\. Le"
     ):
         compare.group_runs([fake(0, 1.0), fake(0, 1.0)])
-    starts = ["runs/fine_code_0", "runs/fine_code_1", "runs/fine_prose"]
+    starts = ["a/code_0", "a/code_1", "b/code_2", "a/prose"]
     groups = compare.group_runs(
         [fake(i, 1.0, start_from=Path(path)) for i, path in enumerate(starts)]
     )
     assert {name: len(runs) for name, runs in groups.items()} == {
-        "adamw, from fine_code": 2,
-        "adamw, from fine_prose": 1,
+        "adamw, from a/code": 2,
+        "adamw, from b/code": 1,
+        "adamw, from a/prose": 1,
     }
     runs = [fake(0, 1.0), fake(1, 1.0), fake(0, 1.0, "b", method="sam")]
     assert compare.text_notes(compare.group_runs(runs[:2])) == []
@@ -285,6 +308,12 @@ def test_compare_counts_no_run_twice_and_tells_of_other_texts():
         "--text stdlib: the runs have learned 2 different texts of this name"
     ]
     assert compare.text_notes(compare.group_runs([runs[0], fake(0, 1.0, "b", text="manual")])) == []
+
+
+def test_compare_without_a_run_writes_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"no runs are given besides --output"):
+        compare.compare(compare.Comparison((tmp_path,), tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_lines_of_the_figure_end_together_and_the_first_run_is_in_every_panel():
@@ -321,11 +350,11 @@ def test_the_study_refuses_runs_of_other_settings_and_says_how_it_goes_on(
     flags = ["--output", str(tmp_path), "--seeds", "0", "--steps"]
 
     def pretend(settings):
-        assert settings.output.parents[1] == tmp_path
-        with pytest.raises(BlockingIOError, match="in use"), held(tmp_path):
+        study_folder = settings.output.parents[1]
+        with pytest.raises(BlockingIOError, match="in use"), held(study_folder):
             pass
         settings.output.mkdir(parents=True)
-        results = fake(0, 1.0) | {"config": settings.to_json()}
+        results = fake(0, 1.0) | {"config": settings.to_json(), "gradients": settings.steps}
         logs.write_csv(settings.output / "metrics.csv", results.pop("rows"))
         logs.write_json(settings.output / "results.json", results)
 
@@ -333,13 +362,26 @@ def test_the_study_refuses_runs_of_other_settings_and_says_how_it_goes_on(
     monkeypatch.setattr(study, "train", pretend)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     study.main([*flags, "50"])
-    table = (tmp_path / "tables" / "learning" / "table.md").read_text()
-    assert table.count("| AdamW | 1 | 50 |") == 1
+    table_of_seed_0 = tmp_path / "tables" / "learning" / "table.csv"
+    assert table_of_seed_0.with_suffix(".md").read_text().count("| AdamW | 1 | 50 |") == 1
     for more in ([], ["--summary"]):
         with pytest.raises(
             SystemExit, match=r"error: --output: .*another study .*steps: 50 then, 60"
         ):
             study.main([*flags, "60", *more])
+
+    # Into a table that has rows of other steps nothing is written: one line has one number of them.
+    tables = ["--tables", str(tmp_path / "tables"), "--output", str(tmp_path / "third")]
+    before = table_of_seed_0.read_bytes()
+    with pytest.raises(
+        SystemExit,
+        match=r"error: --tables: .*table\.csv has AdamW with 50 steps.*it has 60 and 60 now",
+    ):
+        study.main([*tables, "--seeds", "1", "--steps", "60"])
+    assert table_of_seed_0.read_bytes() == before
+    assert not list((tmp_path / "third").glob("learning"))
+    study.main([*tables, "--seeds", "1", "--steps", "50"])
+    assert "| AdamW | 2 | 50 |" in table_of_seed_0.with_suffix(".md").read_text()
 
     def interrupted(settings):
         raise KeyboardInterrupt
@@ -368,6 +410,29 @@ def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path, monkeypatch
     assert not (tmp_path / "checkpoints" / "2").exists()
 
 
+@pytest.mark.programs
+def test_an_interrupt_waits_for_the_trained_network(finished, tmp_path, monkeypatch):
+    """The last save of a run; here of one whose steps are done."""
+    settings, _ = finished
+    resumed = dataclasses.replace(settings, output=tmp_path / "run", resume=True)
+    shutil.copytree(settings.output, resumed.output)
+    shutil.rmtree(resumed.output / "network")
+    ordinary = checkpoints._own_bytes
+
+    def within_a_save(arrays):
+        signal.raise_signal(signal.SIGINT)
+        return ordinary(arrays)
+
+    monkeypatch.setattr(checkpoints, "_own_bytes", within_a_save)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train.train(resumed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (resumed.output / "network" / "4").is_dir()
+
+
 def test_logits_that_are_not_finite_stop_a_classification(finished, tmp_path, monkeypatch):
     """Also where the loss of the step was finite still."""
     settings = dataclasses.replace(
@@ -394,12 +459,12 @@ def test_logits_that_are_not_finite_stop_a_classification(finished, tmp_path, mo
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 6}, r"--batch-size: 6 cannot be divided between 4 devices"),
+        ({"batch_size": 6}, r"--batch-size: 6 cannot be divided between 8 devices"),
         ({"batch_size": 400}, r"--batch-size: 400 is more than the \d+ windows"),
-        ({"width": 20, "heads": 5}, None),
+        ({"width": 40, "heads": 5, "batch_size": 8}, None),
         (
             {"width": 12, "heads": 3, "model_devices": 3},
-            r"--model-devices: 3 does not divide the 4",
+            r"--model-devices: 3 does not divide the 8",
         ),
     ],
 )
@@ -410,6 +475,66 @@ def test_sizes_that_do_not_fit_are_refused(changes, message, finished):
     else:
         with pytest.raises(ValueError, match=message):
             train.Run(settings)
+
+
+def pretend_run(folder, text):
+    """A folder as a finished run leaves it, without a network and checkpoints."""
+    settings = config(text=str(text), validation_share=0.3, batch_size=8, output=folder)
+    folder.mkdir()
+    logs.write_json(folder / "config.json", settings.to_json())
+    digest = data.load(str(text), "*", 16, 0.3).digest
+    logs.write_json(folder / "results.json", {"text_sha256": digest})
+    return settings
+
+
+def test_what_is_forgotten_is_told_of_the_text_that_was_learned(tmp_path):
+    text = write_text(tmp_path / "text")
+    earlier = pretend_run(tmp_path / "run", text)
+    other = str(write_text(tmp_path / "other", seed=1))
+    tuned = dataclasses.replace(earlier, text=other, start_from=earlier.output, output=tmp_path)
+    devices = jax.devices()[:1]
+    assert train.Run(tuned, devices).task.earlier_digest
+    (text / "0.txt").write_bytes(b"another text than before")
+    message = rf"--start-from: the text of the run in .*run, '{text}', is not what it learned.*Put "
+    with pytest.raises(ValueError, match=message):
+        train.Run(tuned, devices)
+    shutil.rmtree(text)
+    with pytest.raises(ValueError, match=message):
+        train.Run(tuned, devices)
+    (earlier.output / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"--start-from: .*has not finished: it has no results"):
+        train.Run(tuned, devices)
+
+
+def test_a_run_without_a_checkpoint_is_not_resumed_with_other_settings(tmp_path):
+    settings = pretend_run(tmp_path / "run", write_text(tmp_path / "text"))
+    other = dataclasses.replace(settings, resume=True, seed=1)
+    with (
+        contextlib.ExitStack() as stack,
+        pytest.raises(ValueError, match=r"--resume: .*other settings \(seed: 0 then, 1 now\)"),
+    ):
+        train._prepare(other, stack)
+    (settings.output / "config.json").write_text("{")
+    with (
+        contextlib.ExitStack() as stack,
+        pytest.raises(ValueError, match=r"--resume: .*config\.json is damaged .*Restore"),
+    ):
+        train._prepare(other, stack)
+
+
+@pytest.mark.parametrize(
+    ("changes", "axis"),
+    [
+        ({"model_devices": 3, "heads": 3, "width": 96}, "model"),
+        ({"adapter_rank": 2, "start_from": ROOT, "width": 12, "batch_size": 3}, "data"),
+    ],
+)
+def test_bytes_that_cannot_be_divided_are_refused(changes, axis):
+    message = (
+        rf"--model-devices: \d .* the 256 bytes cannot be divided between 3 devices .*{axis} axis"
+    )
+    with pytest.raises(ValueError, match=message):
+        train.Run(config(text=str(ROOT / "nowhere"), **changes), jax.devices()[:3])
 
 
 def test_a_process_number_without_distributed_is_refused():
@@ -431,9 +556,10 @@ def test_no_process_goes_on_alone(here, elsewhere, monkeypatch):
     if not here and not elsewhere:
         assert train._in_all_processes(prepare) == "a run"
         return
-    error, message = (OSError, "disk is full") if here else (RuntimeError, "process 1 has failed")
-    with pytest.raises(error, match=message):
-        train._in_all_processes(prepare)
+    message = "the disk is full" if here else "process 1 has failed; see its message."
+    monkeypatch.setattr(train, "train", lambda *_: train._in_all_processes(prepare))
+    with pytest.raises(SystemExit, match=f"error: {message}"):
+        train.main([])
 
 
 STATE = {"count": jnp.zeros([], jnp.int32), "w": jnp.arange(32.0).reshape(4, 8)}
@@ -475,6 +601,9 @@ def test_a_checksum_is_of_all_bits_in_their_places():
         (jnp.zeros(2, jnp.bfloat16), -jnp.zeros(2, jnp.bfloat16)),
     ]:
         assert checkpoints._checksum(jnp.array(one)) != checkpoints._checksum(jnp.array(other))
+    with jax.enable_x64(True):
+        for one, other in [(1.0, 1.0 + 2.0**-52), (1, 1 + 2**32), (1, 2)]:
+            assert checkpoints._checksum(jnp.array(one)) != checkpoints._checksum(jnp.array(other))
 
 
 def test_other_arrays_are_refused(saved):
@@ -523,6 +652,25 @@ def test_a_full_disk_is_told_with_the_checkpoint_that_is_left(saved, monkeypatch
         checkpoints.CheckpointNotSaved, match=r"No space left.*checkpoints/1, is un"
     ):
         saved.save(2, STATE, {})
+
+
+def test_a_process_reserves_room_for_its_own_pieces():
+    """Of a matrix in four pieces, of which one is twice in this process, and one elsewhere."""
+    shard = jax.device_put(jnp.zeros(8))
+    shards = [SimpleNamespace(data=shard, replica_id=replica) for replica in (0, 0, 0, 1)]
+    elsewhere = SimpleNamespace(nbytes=128, addressable_shards=shards)
+    whole = jax.device_put(jnp.zeros((4, 8)), NamedSharding(make_mesh(2), PartitionSpec("model")))
+    assert checkpoints._own_bytes({"a": elsewhere, "b": whole, "c": STATE["w"]}) == 96 + 128 + 128
+
+
+def test_a_network_is_read_without_disturbing_the_run_that_saves_it(tmp_path):
+    train._save_network(tmp_path, 1, STATE)
+    saving = tmp_path / "network" / "2.orbax-checkpoint-tmp"
+    saving.mkdir()
+    np.testing.assert_array_equal(train._restore_network(tmp_path, LIKE)["w"], STATE["w"])
+    assert saving.exists()
+    Checkpoints(tmp_path / "network").close()  # as the run itself does when it begins again
+    assert not saving.exists()
 
 
 # A process that was started in the background ignores interrupts.
@@ -576,7 +724,7 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
         "--model-devices=2",
     ]
     flags += [f"--text={settings.text}", "--validation-share=0.3", f"--output={stopped}"]
-    flags += ["--simulated-devices=4"]
+    flags += ["--simulated-devices=8"]
     process = start(sys.executable, "-c", INTERRUPTIBLE, *flags)
     wait_for(lambda: saving(2), process)  # within a save: it is finished first
     process.send_signal(signal.SIGINT)
@@ -601,7 +749,7 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
 
 
 @pytest.mark.programs
-def test_two_processes_with_two_devices_give_the_result_of_one(finished, tmp_path):
+def test_two_processes_with_two_devices_give_the_result_of_one_with_eight(finished, tmp_path):
     settings, alone = finished
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

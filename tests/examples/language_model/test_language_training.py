@@ -210,6 +210,7 @@ def test_sharpness_is_that_of_the_plain_network():
         ({"validation_share": 10}, r"--validation-share: 10.*share in \[0, 1\)"),
         ({"rho": -1}, r"--rho: -1"),
         ({"steps": 0}, r"--steps: 0.*At least 1"),
+        ({"steps": 4, "warmup": 0.9}, r"--warmup: 0.9.*none of --steps 4"),
         ({"width": 12}, r"--heads: 4.*twice the number of heads"),
         ({"model_devices": 3}, r"--model-devices: 3.*divide --heads 4"),
         ({"checkpoint_every": 30}, r"--checkpoint-every: 30.*multiple of --evaluate-every 100"),
