@@ -307,12 +307,13 @@ def redraw(comparison: Comparison) -> None:
 
 def compare(comparison: Comparison) -> list[dict[str, Any]]:
     """Prints the table and writes the files."""
-    if not comparison.runs:
-        raise ValueError("no runs are given. Name the folders of finished runs.")
     # As runs/* has the last comparison too.
     folders = [
         folder for folder in comparison.runs if folder.resolve() != comparison.output.resolve()
     ]
+    if not folders:
+        besides = f" besides --output {comparison.output}" if comparison.runs else ""
+        raise ValueError(f"no runs are given{besides}. Name the folders of finished runs.")
     groups = group_runs([read_run(folder) for folder in folders])
     with held(comparison.output):
         return _report(groups, comparison.output)

@@ -126,6 +126,7 @@ def test_guidance_refuses_another_file(content, tmp_path):
         (compare_texts.main, "/nowhere", 1, "error: /nowhere holds no finished run: results.json"),
         (compare.main, "/nowhere", 1, "error: /nowhere cannot be compared (no run): results.json"),
         (compare.main, "", 1, "error: no runs are given. Name the folders of finished runs."),
+        (compare.main, "a --output a", 1, "error: no runs are given besides --output a. Name the"),
     ],
 )
 def test_errors_can_be_followed(program, arguments, code, message, said):
