@@ -153,7 +153,7 @@ def _of_method(
     _, state = update(gradients, state, params, loss_fn=loss_fn)
     metrics = get_metrics(state)
     perturbed = metrics["perturbed_loss"]
-    loss = loss.astype(jnp.promote_types(perturbed.dtype, _tree.accumulation_dtype(params)))
+    loss = loss.astype(_tree.accumulation_dtype([perturbed, params]))
     return Sharpness(loss, perturbed, perturbed - loss, metrics["perturbation_norm"])
 
 

@@ -18,6 +18,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+from optax_sam import _tree
 
 
 @jax.tree_util.register_dataclass
@@ -29,9 +32,9 @@ class DenseRows:
 
     def times(self, products: jax.Array) -> jax.Array:
         """``products @ rows``."""
-        matrix = wide(self.matrix)
-        # Per group a number: a batch of 1 × 1 matrix products is twice as slow.
-        return products * matrix if products.shape == (1, 1) else products @ matrix
+        if products.shape == (1, 1):  # a batch of 1 × 1 matrix products is twice as slow
+            return products * wide(self.matrix)
+        return _product(products, self.matrix)
 
 
 @jax.tree_util.register_dataclass
@@ -74,10 +77,9 @@ def inner_products(left: Rows, right: Rows) -> jax.Array:
     if isinstance(right, OneHotRows):
         columns = jnp.clip(right.indices, 0, right.count - 1)
         return jnp.where(right.is_inside, wide(left.matrix)[:, columns], 0)
-    first, second = wide(left.matrix), wide(right.matrix)
-    if len(first) == len(second) == 1:
-        return jnp.sum(first * second, keepdims=True)
-    return first @ second.T
+    if len(left.matrix) == len(right.matrix) == 1:
+        return jnp.sum(wide(left.matrix) * wide(right.matrix), keepdims=True)
+    return _product(left.matrix, right.matrix.T)
 
 
 @jax.tree_util.register_dataclass
@@ -114,4 +116,14 @@ def times_gradient(rows: Rows, terms: tuple[Term, ...], is_transposed: bool) -> 
 
 def wide(array: jax.Array) -> jax.Array:
     """At least float32: half precision would overflow or lose bits in sums of squares."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(_tree.accumulation_dtype(array))
+
+
+def _product(left: jax.Array, right: jax.Array) -> jax.Array:
+    """``left @ right`` in at least float32, without wide copies of what is narrow.
+
+    They would be read and written; a product of two half-precision numbers is exact in float32.
+    """
+    dtype = _tree.accumulation_dtype([left, right])
+    axes = (((1,), (0,)), ((), ()))
+    return lax.dot_general(left, right, axes, preferred_element_type=dtype)
