@@ -110,9 +110,9 @@ class _Perturber:
         if parameter.perturbed is not None:
             return _own_weights(site, inputs, parameter.clean, parameter.perturbed)
         output = site.apply(inputs, parameter.clean)
-        product = times_gradient(site.rows(inputs), parameter.gradient, self.transposed[place])
-        change = site.from_output_matrix(product)
-        return jnp.asarray(output + (parameter.factor * change).astype(output.dtype))
+        product: Any = times_gradient(site.rows(inputs), parameter.gradient, self.transposed[place])
+        # The factor first: the gradient's part may be larger than float16 can hold.
+        return jnp.asarray(output + site.from_output_matrix(parameter.factor * product))
 
     def resolve(self, parameter: ParameterValue, reason: str) -> jax.Array:
         return parameter.value

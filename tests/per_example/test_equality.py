@@ -203,6 +203,7 @@ def test_all_leaves_by_gram_matrices(x64):
     assert_close(as_tuple(fast(objective, params, RHO)), naive(objective, params, RHO))
 
 
+@pytest.mark.usefixtures("strict_promotion")
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_gram_norms_in_half_precision(dtype):
     objective, params = without_biases()
