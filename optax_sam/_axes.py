@@ -129,6 +129,13 @@ def share_of_weight(weight: jax.Array, axis_name: AxisName) -> jax.Array:
 def check_averaged(loss: jax.Array, params: chex.ArrayTree, axis_name: AxisName) -> None:
     """Refuses a loss that differs along a mapped axis over which its gradients would be summed."""
     own = frozenset().union(*(_varying_axes(leaf) for leaf in jax.tree.leaves(params)))
+    if averaged := (own & set(names_of(axis_name))) - _varying_axes(loss):
+        names = ", ".join(repr(name) for name in sorted(map(str, averaged)))
+        raise ValueError(
+            f"the loss at the perturbed point is the same along the mapped axis {names}, so loss_fn "
+            f"averages over it, and axis_name={names} would average its gradients once more. Pass "
+            "axis_name=() to the sharpness-aware transformation, or the loss of this device."
+        )
     forgotten = _varying_axes(loss) - set(names_of(axis_name)) - own
     if forgotten:
         names = ", ".join(repr(name) for name in sorted(map(str, forgotten)))

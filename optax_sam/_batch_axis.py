@@ -55,7 +55,7 @@ _ELEMENTWISE = {
     "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "igammac", "imag",
     "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "log2", "logistic", "lt", "max",
     "min", "mul", "name", "ne", "neg", "nextafter", "not", "one_minus_square",
-    "optimization_barrier", "or", "polygamma", "polynomial", "population_count", "pow", "pvary", "real",
+    "or", "polygamma", "polynomial", "population_count", "pow", "pvary", "real",
     "reduce_precision", "rem", "round", "rsqrt", "select_n", "sharding_constraint", "shift_left",
     "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square",
     "stop_gradient", "sub", "tan", "tanh", "threefry2x32", "xor",
@@ -79,6 +79,8 @@ def place(equation: Any, places: Places) -> list[Place]:
       UnknownError: if there is no rule for it.
     """
     name = equation.primitive.name
+    if name == "optimization_barrier":
+        return list(places)
     if name == "split":
         return _split(equation, _common(places))
     if name in _RULES:
@@ -191,7 +193,8 @@ def _along(place: BatchAxis, axis: int) -> BatchAxis:
 
 
 def _top_k(equation: Any, place: BatchAxis) -> BatchAxis:
-    return _along(place, len(_shape(equation)) - 1)
+    last = len(_shape(equation)) - 1
+    return _along(place, equation.params.get("axis", last) % (last + 1))
 
 
 def _window(equation: Any, place: BatchAxis) -> BatchAxis:

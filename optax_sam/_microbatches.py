@@ -78,7 +78,9 @@ def _loss_and_aux_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
 
         instantiated = jax.tree.map(_instantiate, tangents, is_leaf=_is_zero)
         return jax.jvp(at_once, primals, instantiated)
-    leaves, treedef = jax.tree.flatten(params)
+    # Under shard_map the derivative in a replicated leaf is summed over the devices: once, when
+    # the inner product below is transposed.
+    leaves, treedef = jax.tree.flatten(_axes.to_varying_like(params, objective))
     active = [i for i, direction in enumerate(directions) if not _is_zero(direction)]
 
     def of_part(part: "Objective") -> tuple[jax.Array, Any, Any]:
@@ -148,7 +150,7 @@ def _over_microbatches(of_part: Any, params: Any, objective: "Objective") -> tup
 
     def step(totals: Any, part: Any) -> tuple[Any, Any]:
         examples, share = part
-        loss, aux, gradients = of_examples(examples)
+        loss, aux, gradients = jax.tree.map(jnp.asarray, of_examples(examples))  # numbers, too
         averaged, joined = means.separate(aux)
         new = (loss, averaged, gradients)
         totals = jax.tree.map(

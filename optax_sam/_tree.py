@@ -52,8 +52,12 @@ def dot(left: chex.ArrayTree, right: chex.ArrayTree, factor: jax.Array | None = 
 
 
 def divide_or_zero(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """``numerator / denominator``, and 0 where the denominator is 0; NaN is passed on."""
-    is_zero = denominator == 0
+    """``numerator / denominator``, and 0 where the denominator is 0 or subnormal; NaN is passed on.
+
+    A quotient by a subnormal number may be infinite. CPUs take it for 0 by themselves, GPUs do not.
+    """
+    tiny = jnp.finfo(denominator.dtype).tiny  # type: ignore[no-untyped-call]
+    is_zero = jnp.abs(denominator) < tiny
     return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))
 
 

@@ -50,7 +50,8 @@ def mean_over_groups(
             if not _tree.is_floating(x):
                 return x[0]
             wide = x.astype(_tree.accumulation_dtype(x))
-            return jnp.tensordot(shares.astype(wide.dtype), wide, 1)
+            exact = jax.lax.Precision.HIGHEST  # accelerators would round the gradients
+            return jnp.tensordot(shares.astype(wide.dtype), wide, 1, precision=exact)
 
         return jax.tree.map(average, results)
 

@@ -212,8 +212,9 @@ def instance_dependent(
     if labels.size == 0:
         return NoisyLabels(labels, np.zeros(0, bool))
     features = inputs.reshape(labels.size, -1)
-    deviation = features.std(axis=0, keepdims=True)
-    features = (features - features.mean(axis=0, keepdims=True)) / np.where(deviation, deviation, 1)
+    is_constant = np.ptp(features, axis=0, keepdims=True) == 0  # whose deviation is rounding
+    deviation = np.where(is_constant, 1, features.std(axis=0, keepdims=True))
+    features = (features - features.mean(axis=0, keepdims=True)) / deviation
     features /= np.sqrt(features.shape[1])
 
     # Cut on both sides alike: cutting to [0, 1] alone would shift the mean of small and large rates.

@@ -189,7 +189,7 @@ def density(spectrum: Spectrum, *, width: float = 0.01, axes: Axes | None = None
     if not width > 0:
         raise ValueError(f"width must be above 0, got {width!r}.")
     points, weights = (np.ravel(np.asarray(part, float)) for part in spectrum)
-    extent = max(np.ptp(points), np.abs(points).max(), np.finfo(float).tiny)
+    extent = max(np.ptp(points), np.abs(points).max(), 1e-12)
     sigma = width * extent
     grid = np.linspace(points.min() - 5 * sigma, points.max() + 5 * sigma, 1000)
     bumps = np.exp(-0.5 * ((grid[:, None] - points) / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi))

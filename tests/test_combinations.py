@@ -299,6 +299,15 @@ class TestDecomposition:
             direction, _ = stage.update(clean, state, clean_grads=clean, is_ascent_step=False)
             np.testing.assert_array_equal(direction, clean)
 
+    def test_looksam_does_not_blow_up_rounding_of_half_precision(self):
+        clean = jax.random.normal(jax.random.key(0), (1000,), jnp.bfloat16)
+        stage = optax_sam.reuse_orthogonal(0.7)
+        _, state = stage.update(
+            0.3 * clean, stage.init(clean), clean_grads=clean, is_ascent_step=True
+        )
+        direction, _ = stage.update(clean, state, clean_grads=clean, is_ascent_step=False)
+        np.testing.assert_array_equal(direction, clean)
+
     def test_looksam_keeps_a_small_part_that_is_no_rounding(self):
         clean = jnp.zeros(1000).at[0].set(1.0)
         perturbed = clean.at[1].set(1e-5)

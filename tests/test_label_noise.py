@@ -286,6 +286,18 @@ def test_instance_dependent_noise_depends_on_the_label():
     assert scipy.stats.chi2_contingency(table).pvalue < 1e-12
 
 
+def test_a_constant_column_counts_nothing_though_its_deviation_is_rounding():
+    labels = np.arange(60_000) % 10
+    inputs = np.random.default_rng(0).normal(size=(60_000, 2))
+    border = np.full(60_000, (0 - 0.1307) / 0.3081)
+    assert border.std() > 0
+    found = [
+        label_noise.instance_dependent(np.column_stack([inputs, column]), labels, 0.3, 10, seed=1)
+        for column in (border, np.zeros(60_000))
+    ]
+    np.testing.assert_array_equal(found[0].labels, found[1].labels)
+
+
 def test_instance_dependent_noise_ignores_units_and_size_of_the_inputs():
     """Standardized features: another unit, or every feature repeated, keeps the mistakes soft."""
     _, inputs, labels, noisy = two_clusters()

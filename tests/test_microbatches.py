@@ -112,6 +112,7 @@ class TestAuxiliaryOutput:
             "parity": jnp.int32(10 * inputs[:, 0]),
             "mean": hidden.mean(),
             "count": jnp.zeros([]),
+            "constant": 0.5,
         }
 
     def test_rows_are_joined_and_others_averaged(self):
@@ -120,6 +121,7 @@ class TestAuxiliaryOutput:
         (loss, aux), grads = jax.value_and_grad(whole, has_aux=True)(params)
         cut = whole.replace(microbatch_size=2)
         (cut_loss, cut_aux), cut_grads = jax.value_and_grad(cut, has_aux=True)(params)
+        aux = jax.tree.map(jnp.asarray, aux)
         chex.assert_trees_all_equal_dtypes(aux, cut_aux)
         close = {"rtol": 1e-5, "atol": 1e-6}
         chex.assert_trees_all_close(cut_aux, aux, **close)

@@ -356,19 +356,23 @@ def test_an_axis_name_that_nobody_maps(make):
         make(axis_name=["data"])
 
 
-def test_a_loss_averaged_by_the_caller():
+@pytest.mark.parametrize("microbatch_size", [None, 1])
+def test_a_loss_averaged_by_the_caller(microbatch_size):
     """Gradients of a loss that is one and the same on all devices."""
 
-    def on_shard(inputs, labels):
-        params, objective = mlp_parameters(), Objective(apply_mlp, inputs, labels)
+    def on_shard(inputs, labels, axis_name=()):
+        objective = Objective(apply_mlp, inputs, labels, microbatch_size=microbatch_size)
+        params = mlp_parameters()
 
         def loss_fn(params):
             return jax.lax.pmean(objective(params), "data")
 
-        tx = optax_sam.sam(RHO, axis_name=())
+        tx = optax_sam.sam(RHO, axis_name=axis_name)
         return tx.update(jax.grad(loss_fn)(params), tx.init(params), params, loss_fn=loss_fn)[0]
 
     assert_close(under_shard_map(on_shard), on_whole_batch()["sam"][0])
+    with pytest.raises(ValueError, match=r"the same along the mapped axis 'data'.*axis_name=\(\)"):
+        under_shard_map(functools.partial(on_shard, axis_name="data"))
 
 
 def test_an_axis_that_is_declined_though_the_loss_differs_along_it():

@@ -62,6 +62,14 @@ class TestSharpness:
     def rise(self, epsilon):
         return epsilon @ self.G + epsilon @ self.H @ epsilon / 2
 
+    def test_what_else_the_optimizer_needs(self):
+        stage = optax.chain(optax_sam.scale_by_second_moment(), optax_sam.normalized(0.1))
+        tx = optax_sam.sharpness_aware(stage)
+        ones = jax.tree.map(jnp.ones_like, PARAMS)
+        found = sharpness(tx, quadratic(self.H), PARAMS, second_moment=ones)
+        expected = self.measured(optax_sam.sam(0.1))
+        np.testing.assert_allclose(found.rise, expected.rise, rtol=1e-5)
+
     def measured(self, tx, opt_state=None):
         result = sharpness(tx, quadratic(self.H), PARAMS, opt_state)
         assert result.loss == pytest.approx(W @ self.H @ W / 2, rel=1e-4)
@@ -224,6 +232,11 @@ class TestSpectrum:
         np.testing.assert_allclose(result.eigenvalues, np.tile(eigenvalues, (64, 1)), atol=1e-3)
         assert np.sum(result.weights) == pytest.approx(1, abs=1e-5)
         np.testing.assert_allclose(np.sum(result.weights, axis=0), 1 / 6, atol=0.08)
+
+    def test_spectrum_of_a_loss_without_curvature(self):
+        result = hessian_spectrum(lambda w: jnp.sum(w), jnp.ones(4), samples=2, steps=3)
+        np.testing.assert_array_equal(result.eigenvalues, 0)
+        np.testing.assert_allclose(result.weights.sum(), 1)
 
     @pytest.mark.parametrize("function", [hessian_trace, hessian_spectrum])
     def test_says_what_to_install(self, function, monkeypatch):

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from optax_sam import _norms, _tree
@@ -170,5 +169,8 @@ def _zero_if_rounding(part: chex.ArrayTree, whole: chex.ArrayTree) -> chex.Array
     LookSAM would scale it up to the length of the gradient.
     """
     length = _norms.norm(part)
-    rounding = 16 * float(np.finfo(length.dtype).eps) * _norms.norm(whole)
+    dtypes = {leaf.dtype for leaf in _tree.floating_leaves(whole)}
+    epsilons = [jnp.finfo(dtype).eps for dtype in dtypes]  # type: ignore[no-untyped-call]
+    coarsest = float(max(epsilons, default=0))
+    rounding = 16 * coarsest * _norms.norm(whole)
     return _tree.scale(part, jnp.where(length <= rounding, 0, jnp.ones_like(length)))

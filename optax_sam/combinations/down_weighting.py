@@ -121,7 +121,7 @@ def down_weight(
         seen = jax.tree.map(
             lambda leaf, is_included: leaf if is_included else (), updates, included
         )
-        fraction = sum(counts, jnp.zeros([], dtype)) / max(_tree.size(seen), 1)
+        fraction = sum(counts, jnp.zeros([], dtype)) / float(max(_tree.size(seen), 1))
         return direction, DownWeightingState(alpha_state, fraction)
 
     return optax.GradientTransformationExtraArgs(init, update)

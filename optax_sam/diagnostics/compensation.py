@@ -65,6 +65,11 @@ def angle(first: chex.ArrayTree, second: chex.ArrayTree) -> jax.Array:
             raise TypeError(
                 f"{name} must have floating leaves, got {kinds(tree)}. Cast them first."
             )
+    # In half precision unit vectors are not parallel to what they are the units of.
+    dtype = _tree.accumulation_dtype([first, second])
+    first, second = (
+        _tree.map_floating(lambda x: x.astype(dtype), tree) for tree in (first, second)
+    )
     a, b = _norms.norm(first), _norms.norm(second)
     left = _tree.scale(first, _tree.divide_or_zero(jnp.ones([], a.dtype), a))
     right = _tree.scale(second, _tree.divide_or_zero(jnp.ones([], b.dtype), b))

@@ -68,8 +68,12 @@ def coordinate_shares(
         _tree.floating_leaves(clean_grads), _tree.floating_leaves(perturbed_grads), strict=True
     )
     sets = [coordinate_sets(clean, perturbed, ratio_epsilon) for clean, perturbed in pairs]
-    a, b, c = (sum(jnp.sum(mask) for mask in masks) for masks in zip(*sets, strict=True))
-    return CoordinateShares(jnp.asarray(a / size), jnp.asarray(b / size), jnp.asarray(c / size))
+    # Floats, as int32 holds no more than two billion coordinates.
+    dtype = _tree.accumulation_dtype(clean_grads)
+    counts = [
+        sum(jnp.sum(mask, dtype=dtype) for mask in masks) for masks in zip(*sets, strict=True)
+    ]
+    return CoordinateShares(*(jnp.asarray(count / float(size)) for count in counts))
 
 
 def _check_match(clean_grads: chex.ArrayTree, perturbed_grads: chex.ArrayTree) -> None:

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from optax_sam import _tree
 from optax_sam._checks import check_leaves, check_like
+from optax_sam._hyperparameters import check_number
 from optax_sam._stages import AlongPreviousState, SharpnessAwareState, SometimesState
 from optax_sam.diagnostics._compiled import compiled_for_loss
 from optax_sam.diagnostics.coordinates import CoordinateShares, coordinate_shares
@@ -89,6 +90,9 @@ def shares_by_label(
     check_like(
         "perturbation", perturbation, params, of="params", remedy="It is the ε of the batch."
     )
+    if ratio_epsilon is not None:
+        check_number("ratio_epsilon", ratio_epsilon, minimum=0)
+        ratio_epsilon = float(ratio_epsilon)
     result: SharesByLabel = _shares(objective, params, perturbation, wrong, ratio=ratio_epsilon)
     return result
 

@@ -11,6 +11,7 @@ from optax_sam import _tree
 from optax_sam._checks import check_leaves
 from optax_sam._hyperparameters import check_integer
 from optax_sam._stages import SometimesState, contains_method
+from optax_sam.convolutions import inside_control_flow
 from optax_sam.diagnostics._compiled import compiled_for_loss
 from optax_sam.evaluations import value_and_gradients
 from optax_sam.objectives import gathered, require_objective
@@ -41,6 +42,7 @@ def sharpness(
     opt_state: optax.OptState | None = None,
     *,
     group_size: int | None = None,
+    **extra_args: Any,
 ) -> Sharpness:
     r"""The rise of the loss in the ρ-ball, by any method's own perturbation.
 
@@ -69,6 +71,7 @@ def sharpness(
       group_size: None measures all examples at once. An integer measures consecutive groups of so many
         examples one after the other, each with its own loss and perturbation; it must divide their
         number, and ``loss_fn`` must be an :class:`optax_sam.Objective`.
+      **extra_args: what else the optimizer needs in ``update``, such as ``second_moment``.
 
     Returns:
       :class:`Sharpness`.
@@ -110,7 +113,7 @@ def sharpness(
     if group_size is not None:
         check_integer("group_size", group_size, minimum=1)
         require_objective(loss_fn, "group_size")
-    result: Sharpness = _measure(loss_fn, params, state, tx=tx, group_size=group_size)
+    result: Sharpness = _measure(loss_fn, params, state, extra_args, tx=tx, group_size=group_size)
     return result
 
 
@@ -122,19 +125,21 @@ def _of_groups(
     loss_fn: Callable[..., Any],
     params: chex.ArrayTree,
     state: optax.OptState,
+    extra_args: dict[str, Any],
     *,
     tx: optax.GradientTransformation,
     group_size: int | None,
 ) -> Sharpness:
     """Of all examples, or of one group after the other."""
     if group_size is None:
-        return _of_method(loss_fn, params, state, tx=tx)
+        return _of_method(loss_fn, params, state, extra_args, tx=tx)
     objective = gathered(require_objective(loss_fn, "group_size"))
 
     def one(examples: Any) -> Sharpness:
-        return _of_method(objective.with_examples(examples), params, state, tx=tx)
+        return _of_method(objective.with_examples(examples), params, state, extra_args, tx=tx)
 
-    result: Sharpness = jax.lax.map(one, objective.groups(group_size).examples)
+    examples = objective.groups(group_size).examples
+    result: Sharpness = jax.lax.map(inside_control_flow(one), examples)
     return result
 
 
@@ -142,6 +147,7 @@ def _of_method(
     loss_fn: Callable[..., Any],
     params: chex.ArrayTree,
     state: optax.OptState,
+    extra_args: dict[str, Any],
     *,
     tx: optax.GradientTransformation,
 ) -> Sharpness:
@@ -149,7 +155,7 @@ def _of_method(
     value, gradients = value_and_gradients(loss_fn, params)
     loss = value[0] if isinstance(value, tuple) else value
     update = optax.with_extra_args_support(tx).update
-    _, state = update(gradients, state, params, loss_fn=loss_fn)
+    _, state = update(gradients, state, params, **({"loss_fn": loss_fn} | extra_args))
     metrics = get_metrics(state)
     perturbed = metrics["perturbed_loss"]
     loss = loss.astype(_tree.accumulation_dtype([perturbed, params]))

@@ -163,7 +163,10 @@ def _lanczos_quadrature(
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         vector = jax.tree.map(lambda leaf: leaf[0], start(key))
-        values, vectors = jnp.linalg.eigh(decompose(product, vector).J_small)
+        small = decompose(product, vector).J_small
+        # Once the vectors span all that the Hessian makes of them the rest is 0 / 0. It counts nothing.
+        is_rest = ~jnp.isfinite(small) & jnp.isfinite(small[0, 0])
+        values, vectors = jnp.linalg.eigh(jnp.where(is_rest, 0, small))
         return values, jnp.square(vectors[0])
 
     keys = jax.random.split(jax.random.key(seed), samples)

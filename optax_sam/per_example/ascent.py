@@ -139,7 +139,8 @@ def clean_gradients(
             return jnp.zeros_like(array)
         if index in ascent.gradients:
             gradients = ascent.gradients[index]
-            return jnp.tensordot(shares.astype(gradients.dtype), gradients, (0, leaf.group_axis))
+            weights, exact = shares.astype(gradients.dtype), jax.lax.Precision.HIGHEST
+            return jnp.tensordot(weights, gradients, (0, leaf.group_axis), precision=exact)
         cotangents = {
             use.place: weighted(ascent.cotangents[use.place], len(use.place.rounds))
             for use in leaf.uses

@@ -81,6 +81,21 @@ def test_independence_is_proved(name):
     assert check_independence(*problem(name)) == "proved"
 
 
+@pytest.mark.parametrize(("along", "answer"), [("classes", "proved"), ("examples", None)])
+def test_the_largest_along_an_axis(along, answer):
+    def apply(p, x):
+        outputs = jax.lax.optimization_barrier((x @ p, p))[0]
+        axis, count = (1, 3) if along == "classes" else (0, 4)
+        return outputs - jax.lax.top_k(outputs, count, axis=axis)[0]
+
+    objective = Objective(apply, jnp.ones((4, 2)), jnp.zeros(4, int))
+    if answer:
+        assert check_independence(objective, jnp.ones((2, 3))) == answer
+    else:
+        with pytest.raises(ValueError, match="not independent"):
+            check_independence(objective, jnp.ones((2, 3)))
+
+
 def zero_carry(p, x):
     """The examples enter the carry, which starts from zeros, in the first round only."""
 
