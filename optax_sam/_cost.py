@@ -51,10 +51,8 @@ def _count_equation(equation: Any) -> Multiplications:
     inner_counts = [_count(inner) for _, inner in _jaxprs.inner_jaxprs(equation)]
     if not inner_counts:
         return _same(0)
-    if equation.params.get(
-        "branches_platforms"
-    ):  # of lax.platform_dependent: one branch is compiled
-        return inner_counts[_branch_of_this_platform(equation.params["branches_platforms"])]
+    if platforms := equation.params.get("branches_platforms"):  # one branch is compiled
+        return inner_counts[_branch_of_this_platform(platforms)]
     if name == "cond":
         least, most = zip(*inner_counts, strict=True)
         return Multiplications(min(least), max(most))
