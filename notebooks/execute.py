@@ -50,7 +50,7 @@ def execute(notebook: nbformat.NotebookNode) -> None:
 
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Writes a file that is there in full or not at all, also if the program is killed."""
-    temporary = path.with_name(f".{path.name}")
+    temporary = path.with_name(f".{path.name}.partial")  # if it is left, it is no notebook
     try:
         nbformat.write(notebook, temporary)
         temporary.replace(path)

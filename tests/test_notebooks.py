@@ -216,6 +216,7 @@ def test_a_notebook_is_written_in_full_or_not_at_all(execute, monkeypatch):
 
     def half(notebook, file):
         Path(file).write_text("half")
+        assert [found.name for found in execute.FOLDER.glob("*.ipynb")] == ["one.ipynb"]
         raise OSError("disk full")
 
     monkeypatch.setattr(execute, "execute", lambda notebook: None)

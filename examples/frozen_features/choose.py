@@ -92,14 +92,13 @@ def compare_criteria(results: list[Result]) -> list[Criterion]:
     """What every criterion would choose among all settings of the first round."""
     first = [result for result in results if result.rung == 0]
     clean = scores(first, "clean_accuracy")
-    known = any(math.isfinite(value) for value in clean.values())
     rows = []
     for name in CRITERIA:
         values = scores(first, name)
         if not any(math.isfinite(value) for value in values.values()):
             continue
         best = max(values, key=lambda setting: values[setting])
-        if known:
+        if math.isfinite(clean[best]):
             correlation = _spearman(np.array(list(values.values())), np.array(list(clean.values())))
             accuracy = clean[best]
             rows.append(

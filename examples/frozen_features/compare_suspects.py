@@ -13,7 +13,6 @@ program, and the first of them, of the first seed, has the seconds of the compil
 
 import dataclasses
 import importlib.util
-import json
 import sys
 import time
 import warnings
@@ -28,7 +27,7 @@ from rich.table import Table
 
 from .config import Config
 from .data import DataError, Features, load
-from .folder import json_bytes
+from .folder import json_bytes, plain
 from .grid import Setting
 from .output_folder import explain, write_atomically
 from .sets import SETS, fitted, load_set
@@ -98,7 +97,8 @@ def score_by_training(
     """Trains once and scores every row by margin and by 1 − p(observed).
 
     Returns:
-      The scores, higher is more suspicious, and the processor's seconds.
+      The scores, higher is more suspicious and NaN where the network has diverged, and the
+      processor's seconds.
     """
     start = time.process_time()
     trainer = Trainer(data, data.labels, config.batch_size or 1)
@@ -106,7 +106,8 @@ def score_by_training(
     recipe = setting.recipe(config.hidden or 1)
     trained = trainer.epochs(recipe, [Lane(setting.knobs, seed)], rows, config.epochs or 1)
     *_, (state, _) = trained
-    p = probabilities(trainer.predict(state, data.inputs)[0].astype(np.float64))
+    logits = trainer.predict(state, data.inputs)[0].astype(np.float64)
+    p = probabilities(logits if np.isfinite(logits).all() else np.full_like(logits, np.nan))
     observed = p[rows, data.labels]
     p[rows, data.labels] = -1.0
     scores = {"margin": p.max(axis=1) - observed, "1 − p": 1 - observed}
@@ -215,6 +216,8 @@ def main(arguments: list[str] | None = None) -> None:
         for flag, path in (("--output", command.output), ("--table", command.table)):
             if path is not None and not path.parent.is_dir():
                 raise DataError(f"{flag}: the folder of {str(path)!r} is missing. Make it.")
+            if path is not None and path.is_dir():
+                raise DataError(f"{flag}: {str(path)!r} is a folder. Name a file in it.")
         columns = {
             "label_column": command.label_column,
             "clean_label_column": command.clean_label_column,
@@ -232,7 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows = compare(command, data)
         show(rows)
         if command.output is not None:
-            write_atomically(command.output, json_bytes(json.loads(json.dumps(rows))))
+            write_atomically(command.output, json_bytes(plain(rows)))
         if command.table is not None:
             write_atomically(command.table, markdown(rows))
     except OSError as error:

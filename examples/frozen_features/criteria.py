@@ -69,10 +69,11 @@ def measure(
       test_logits: of the test rows, if there are any.
 
     Returns:
-      ``MEASURES``; NaN for what is not known, and for all where the network has diverged.
+      ``MEASURES``; NaN for what is not known, and for all where logits of training or held-out rows
+      are not finite. Of the test rows such logits make the clean accuracy unknown and nothing else:
+      no test input takes part in a choice.
     """
-    given = (train_logits, held_out_logits, test_logits)
-    if not all(np.isfinite(logits).all() for logits in given if logits is not None):
+    if not (np.isfinite(train_logits).all() and np.isfinite(held_out_logits).all()):
         return dict.fromkeys(MEASURES, np.nan)
     predicted, held_out = train_logits.argmax(-1), held_out_logits.argmax(-1)
     fitted = predicted == parts.labels[rows]
@@ -95,7 +96,9 @@ def measure(
         result["clean_fit"] = _share(fitted[~wrong & ~canary])
         result["clean_accuracy"] = _share(held_out == data.clean_labels[parts.held_out])
     if data.test_labels is not None and test_logits is not None:
-        result["clean_accuracy"] = _share(test_logits.argmax(-1) == data.test_labels)
+        finite = np.isfinite(test_logits).all()
+        hits = test_logits.argmax(-1) == data.test_labels
+        result["clean_accuracy"] = _share(hits) if finite else np.nan
     return result
 
 

@@ -16,6 +16,7 @@ DIR holds cifar10n_features.npz, noisy_agnews.npz and sentiment_crowd.npz, or so
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
@@ -143,8 +144,20 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, sort_keys=True) + "\n"
 
 
-def publish(rows: list[dict[str, Any]], folder: Path) -> None:
-    """Writes the tables, and the runs in a file that another run of this program goes on from.
+def read_digests(folder: Path) -> dict[str, str]:
+    """The digest of each data set that the runs in a folder saw, by its name."""
+    path = folder / "data.json"
+    known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return known
+
+
+def publish(rows: list[dict[str, Any]], digests: dict[str, str], folder: Path) -> None:
+    """Writes the tables, and the runs in files that another run of this program goes on from.
+
+    Args:
+      rows: the runs.
+      digests: of the data sets that they saw.
+      folder: is made if it is not there.
 
     Raises:
       DataError: without runs.
@@ -168,6 +181,7 @@ def publish(rows: list[dict[str, Any]], folder: Path) -> None:
     for table in (claims.choices, claims.noises):
         write_atomically(folder / f"{table.__name__}.md", table(rows).encode())
     runs = "".join(_line({k: v for k, v in row.items() if "curve" not in k}) for row in rows)
+    write_atomically(folder / "data.json", json_bytes(digests))
     write_atomically(folder / "runs.jsonl", runs.encode())
 
 
@@ -209,15 +223,20 @@ class Bench:
         self._folder = command.output
 
     def _check_same_data(self, command: Command) -> None:
-        path = command.output / "data.json"
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = read_digests(command.output)
         digest = digest_of(self.name, command.data)
+        has_runs = any(row["set"] == self.name for row in self.runs.rows)
+        if has_runs and self.name not in known and SETS[self.name].file is not None:
+            raise DataError(
+                f"--output: {str(command.output)!r} has runs on {self.name!r}, but no digest of its "
+                "file in data.json. Copy the data.json of these runs too, or name another --output."
+            )
         if known.setdefault(self.name, digest) != digest:
             raise DataError(
                 f"--data: {str(command.data)!r} has another file of {self.name!r} than the runs in "
                 f"{str(command.output)!r} saw. Take that one, or name another --output."
             )
-        write_atomically(path, json_bytes(known))
+        write_atomically(command.output / "data.json", json_bytes(known))
 
     def compare(self, contender: Contender) -> None:
         """Twelve trials, then five seeds of the one with the best held-out noisy accuracy."""
@@ -361,6 +380,12 @@ def run(command: Command) -> None:
                 )
     chosen = {c.name for study in command.studies or STUDIES for c in STUDIES[study]}
     chosen &= set(command.contenders or known)
+    needing = sorted(name for name in chosen if known[name].drops_suspects)
+    if needing and importlib.util.find_spec("cleanlab") is None:
+        raise DataError(
+            f"--contenders: cleanlab is not installed, and these need it: {', '.join(needing)}. "
+            "pip install cleanlab, or name others."
+        )
     with (
         Folder(command.output, {"protocol": 1}, resume=True),
         between_steps() as check_interrupt,
@@ -395,7 +420,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows = read_runs(command.output / "runs.jsonl")
         summary.show(rows)
         if command.tables is not None:
-            publish(rows, command.tables)
+            publish(rows, read_digests(command.output), command.tables)
     except KeyboardInterrupt:
         leave(go_on)
     except OSError as error:

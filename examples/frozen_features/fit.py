@@ -24,7 +24,7 @@ from .choose import Choice, Criterion, choose, compare_criteria
 from .config import Config
 from .criteria import CRITERIA, split
 from .data import Features, load
-from .folder import Folder, FolderError, json_bytes
+from .folder import Folder, FolderError, json_bytes, plain
 from .grid import Setting
 from .interrupts import between_steps, leave
 from .model import Model
@@ -115,8 +115,8 @@ def fit(config: Config, data: Features | None = None, quiet: bool = False) -> Ou
         results = search(config, data, parts, folder, progress)
         choice = choose(results)
         ranking = scores(results)
-        plain = [s for s, score in ranking.items() if s.method == "sgd" and math.isfinite(score)]
-        best_sgd = max(plain, key=lambda setting: ranking[setting], default=None)
+        with_sgd = [s for s, score in ranking.items() if s.method == "sgd" and math.isfinite(score)]
+        best_sgd = max(with_sgd, key=lambda setting: ranking[setting], default=None)
         chosen = _refit(config, data, choice.setting, "refit", folder, progress)
         sgd = chosen if best_sgd == choice.setting else None
         if best_sgd is not None and sgd is None:
@@ -207,7 +207,7 @@ def _write(outcome: Outcome, folder: Folder) -> None:
     folder.write("table.md", report.markdown(outcome).encode())
     for name, content in figures.draw(outcome).items():
         folder.write(name, content)
-    folder.write("results.json", json_bytes(_plain(as_dict(outcome))))
+    folder.write("results.json", json_bytes(plain(as_dict(outcome))))
 
 
 def as_dict(outcome: Outcome) -> dict[str, Any]:
@@ -267,17 +267,6 @@ def suspects_quality(fitted: Fitted, data: Features) -> dict[str, float] | None:
 
 def _text(value: Any) -> Any:
     return value if isinstance(value, (int, float, str, tuple, type(None))) else str(value)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: what is not known is null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import zipfile
 from pathlib import Path
 from types import TracebackType
@@ -102,3 +103,14 @@ def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
 def json_bytes(value: Any) -> bytes:
     """Readable JSON; what is not finite is refused."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def plain(value: Any) -> Any:
+    """JSON has no NaN: what is not known is null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value

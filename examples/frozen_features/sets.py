@@ -135,9 +135,8 @@ def digest_of(name: str, folder: Path | None) -> str:
 def fitted(name: str, data: Features, epochs: int | None = None) -> Config:
     """The settings of the training on a data set."""
     chosen = SETS[name]
-    config = Config(
-        epochs=epochs or chosen.epochs, hidden=chosen.hidden, batch_size=chosen.batch_size
-    )
+    epochs = chosen.epochs if epochs is None else epochs
+    config = Config(epochs=epochs, hidden=chosen.hidden, batch_size=chosen.batch_size)
     return config.fitted_to(data)
 
 

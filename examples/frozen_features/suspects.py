@@ -76,13 +76,17 @@ def precision_at(scores: np.ndarray, wrong: np.ndarray, k: int) -> float:
 
 
 def quality(scores: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
-    """AUROC, and precision at 100 rows, at a tenth of the rows, and at the number of errors."""
+    """AUROC, and precision at 100 rows, at a tenth of the rows, and at the number of errors.
+
+    All are NaN where a score is not a number: such rows have no order.
+    """
     size = len(wrong)
-    result = {"auroc": auroc(scores, wrong)}
+    known = not np.isnan(scores).any()
+    result = {"auroc": auroc(scores, wrong) if known else np.nan}
     for name, k in (
         ("precision_at_100", min(100, size)),
         ("precision_at_tenth", max(size // 10, 1)),
         ("precision_at_errors", max(int(wrong.sum()), 1)),
     ):
-        result[name] = precision_at(scores, wrong, k)
+        result[name] = precision_at(scores, wrong, k) if known else np.nan
     return result

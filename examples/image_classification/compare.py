@@ -111,7 +111,7 @@ def read_run(folder: Path) -> FinishedRun:
             f"{folder}: {name} is damaged, or not of this program ({error}). Write it again with "
             "--resume, or leave this folder out."
         ) from None
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         reason = "training has not finished" if (folder / "config.json").exists() else "no run"
         raise ValueError(
             f"{folder} cannot be compared ({reason}): {Path(error.filename).name} is missing. Finish "
@@ -122,7 +122,8 @@ def read_run(folder: Path) -> FinishedRun:
 def setting_name(config: dict[str, Any], differing: set[str]) -> str:
     """A setting as people write it: "SAM, ρ = 0.1", "1-SAM, ρ = 0.02", "SGD"."""
     method = NAMES.get(config["method"], config["method"])
-    if "group_size" in differing and config.get("group_size") is not None:
+    has_groups = config["method"] != "sgd" and config.get("group_size") is not None
+    if "group_size" in differing and has_groups:
         method = f"{config['group_size']}-{method}"
     parts = [method]
     for name in sorted(differing - {"method", "group_size"}):

@@ -73,7 +73,7 @@ class Config:
     """One of the methods in methods.py."""
 
     rho: float = 0.1
-    """Radius of the perturbation."""
+    """Radius of the perturbation; LE-SAM's largest one."""
 
     down_weight: float | None = None
     """SANER's strength α in [0, 1], on top of any method; saner takes 0.5 if it is left out."""
@@ -87,6 +87,9 @@ class Config:
     flip_ratio: float | None = None
     """NCSAM's share of flipped examples; without it the share of wrong labels, but at least 0.1 and
     at most 0.4."""
+
+    sigma: float | None = None
+    """LE-SAM's rise of the loss, in place of a fixed radius; 0.1 if it is left out."""
 
     method_starts: float = 0.0
     """Share of the epochs that are plain SGD before the method begins."""
@@ -219,6 +222,12 @@ class Config:
             "--flip-ratio",
             self.flip_ratio,
             "Only --method ncsam flips labels: leave it out.",
+        )
+        _require(
+            self.sigma is None or (self.method == "le_sam" and 0 <= self.sigma < math.inf),
+            "--sigma",
+            self.sigma,
+            "It is finite and at least 0, and only --method le_sam has one.",
         )
         _require(
             self.group_size is None or self.perturbation == "global",

@@ -38,6 +38,10 @@ METHODS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "wsam": lambda config, **options: optax_sam.wsam(config.rho, **options),
     "msam": lambda config, **options: optax_sam.msam(config.rho, config.momentum, **options),
     "looksam": lambda config, **options: optax_sam.looksam(config.rho, **options),
+    "stable_sam": lambda config, **options: optax_sam.stable_sam(config.rho, **options),
+    "le_sam": lambda config, **options: optax_sam.le_sam(
+        0.1 if config.sigma is None else config.sigma, config.rho, **options
+    ),
 }
 
 
@@ -45,6 +49,7 @@ NAMES = {
     **{name: name.upper() for name in METHODS},
     **{"jsam": "J-SAM", "lsam": "L-SAM", "friendly_sam": "Friendly-SAM", "vasso": "VaSSO"},
     **{"msam": "Momentum-SAM", "looksam": "LookSAM"},
+    **{"stable_sam": "Stable SAM", "le_sam": "LE-SAM"},
 }
 """The methods as people write them."""
 

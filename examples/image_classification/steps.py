@@ -187,7 +187,7 @@ class Evaluator:
         They wait on the devices, if the training images do.
         """
         size = min(self._chunk, -(-len(images) // self._devices.count) * self._devices.count)
-        filled = np.concatenate([images, images[: -len(images) % size]])
+        filled = np.resize(images, (-(-len(images) // size) * size, *images.shape[1:]))  # repeated
         return [
             filled[start : start + size]
             if self._on_host

@@ -50,7 +50,7 @@ class TrainingDiverged(Exception):
 
 
 class OutOfTime(Exception):
-    """The deadline has passed; the last checkpoint is that of the epoch before."""
+    """The deadline has passed; the last checkpoint is that of the epoch that has just ended."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -452,6 +452,12 @@ def _check_same_run(run: Run, record: dict[str, Any]) -> None:
     if changed := changed_data(record, run.digests):
         raise ValueError(
             f"--resume: the run in {folder} was trained on {changed}. Is --data the same?"
+        )
+    count, then = run.devices.count, record["devices"]
+    if run.config.perturbation == "per_device" and run.config.method != "sgd" and count != then:
+        raise ValueError(
+            f"--resume: the run in {folder} has one perturbation for each of {then} devices, and now "
+            f"there are {count}. That is another method: take {then}, or name another --output."
         )
 
 

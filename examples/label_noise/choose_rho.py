@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 from config import Config
 from data import Data, load_digits
-from output_folder import explain
+from output_folder import explain, held
 from partial import Partial
 from rich.progress import track
 from sklearn.model_selection import StratifiedKFold
@@ -102,6 +102,11 @@ def chosen(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def main(choice: Choice) -> None:
     """Tries all radii, prints the choice and writes the table; what was stopped goes on."""
+    with held(choice.output.parent):
+        _try_all(choice)
+
+
+def _try_all(choice: Choice) -> None:
     settings = dataclasses.asdict(choice)
     del settings["output"]
     partial = Partial(choice.output, settings)

@@ -50,8 +50,11 @@ class Data(NamedTuple):
     test_labels: np.ndarray
 
     def noise_hashes(self) -> list[str]:
-        """SHA-256 of each seed's mask of wrong labels, to tell whether two runs saw the same."""
-        return [hashlib.sha256(np.packbits(mask).tobytes()).hexdigest() for mask in self.changed]
+        """SHA-256 of each seed's labels and mask, to tell whether two runs saw the same."""
+        return [
+            hashlib.sha256(labels.astype("<i4").tobytes() + np.packbits(mask).tobytes()).hexdigest()
+            for labels, mask in zip(self.labels, self.changed, strict=True)
+        ]
 
 
 def load_digits(noise: str, rate: float, seeds: tuple[int, ...]) -> Data:

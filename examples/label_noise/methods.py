@@ -15,7 +15,7 @@ class Problem(NamedTuple):
       rho: the radius.
       alpha: strength of SANER's down-weighting.
       kappa: final strength of NCSAM's compensation.
-      noise_rate: share of wrong labels.
+      noise_rate: the setting: share of wrong labels, for asymmetric noise within the confused classes.
       total_steps: training steps of the whole run.
     """
 

@@ -11,21 +11,22 @@ class Partial:
     """The rows so far, in a file beside the table; an earlier table stays until this one is complete.
 
     Args:
-      output: the file of the table.
+      output: the file of the table; its folder is held, so that no other process writes beside it.
       settings: what the rows depend on, as JSON can hold it.
 
     Attributes:
       rows: those of an earlier start with the same settings, then the new ones.
 
     Raises:
-      ValueError: if rows of other settings are there.
+      ValueError: if rows of other settings are there, or a folder of this name.
     """
 
     def __init__(self, output: Path, settings: dict[str, Any]):
         self.output, self.settings = output, json.loads(json.dumps(settings))
         self.path = output.with_name(f"{output.name}.partial")
         self.rows: list[dict[str, Any]] = []
-        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.is_dir():
+            raise ValueError(f"--output: {str(output)!r} is a folder. Name a file in it.")
         if output.exists():
             print(f"{output} is there already. It is replaced when the new table is complete.")
         if self.path.exists():

@@ -255,7 +255,7 @@ def _json(config: Config, data: Data, epochs: list[Epoch]) -> str:
     packages = ("optax_sam", "jax", "flax", "optax", "numpy", "scikit-learn")
     results = {
         "config": settings | {"rho": {name: config.rho_of(name) for name in config.methods}},
-        "noise_mask_sha256": dict(zip(map(str, config.seeds), data.noise_hashes(), strict=True)),
+        "labels_sha256": dict(zip(map(str, config.seeds), data.noise_hashes(), strict=True)),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in packages},
         "backend": jax.default_backend(),

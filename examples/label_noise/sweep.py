@@ -16,7 +16,7 @@ import tyro
 from config import Config
 from data import load_digits
 from methods import METHODS
-from output_folder import explain
+from output_folder import explain, held
 from partial import Partial
 from report import mean_and_std
 from rich.progress import track
@@ -94,6 +94,11 @@ def row_of(method: str, config: Config, data) -> dict[str, str]:
 
 def main(sweep: Sweep) -> None:
     """Runs all methods at all radii; what was stopped goes on."""
+    with held(sweep.output.parent):
+        _run_all(sweep)
+
+
+def _run_all(sweep: Sweep) -> None:
     runs: list[tuple[str, dict]] = [("sgd", {"rho": 0.0})]
     for name in sweep.methods:
         rho = CENTERS[name]

@@ -70,7 +70,7 @@ def test_the_real_loop_writes_its_files(tmp_path, capsys):
     assert results["config"]["rho"] == {"sgd": 0.0, "saner": METHODS["saner"].rho}
     assert results["config"]["noise"] == "asymmetric"
     hashes = load_digits("asymmetric", config.noise_rate, (3, 1)).noise_hashes()
-    assert results["noise_mask_sha256"] == dict(zip(("3", "1"), hashes, strict=True))
+    assert results["labels_sha256"] == dict(zip(("3", "1"), hashes, strict=True))
     assert len(set(hashes)) == 2
     assert {"python", "jax", "flax", "optax", "optax_sam"} <= set(results["versions"])
     assert [(one["method"], one["epoch"]) for one in results["epochs"]] == [
@@ -209,6 +209,10 @@ def test_the_split_is_stratified_and_the_test_labels_stay_clean():
     assert (noisy.changed[0] != noisy.changed[1]).any()
     # A seed's noise does not depend on which other seeds run.
     assert load_digits("symmetric", 0.4, (1,)).noise_hashes() == noisy.noise_hashes()[1:]
+    # These change the same rows, to other labels.
+    flipped = load_digits("pair_flip", 0.4, (1,))
+    np.testing.assert_array_equal(flipped.changed, noisy.changed[1:])
+    assert flipped.noise_hashes() != noisy.noise_hashes()[1:]
 
 
 def test_asymmetric_noise_confuses_the_mapped_digits_only():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import sweep
 from data import NUM_TRAIN, load_digits
+from output_folder import held
 from report import MEASURES
 from train import Epoch
 
@@ -73,7 +74,7 @@ def test_sweep_writes_a_row_for_every_setting(tmp_path, monkeypatch, capsys):
     ]
     for row in rows:
         assert all(value == "50.0 ± 14.1" for name, value in row.items() if "%" in name)
-    assert [path.name for path in output.parent.iterdir()] == ["sweep.csv"]
+    assert {path.name for path in output.parent.iterdir()} == {".lock", "sweep.csv"}
     assert "partial" not in capsys.readouterr().out
     assert [(*one.methods, one.rho, one.alpha, one.seeds) for one in made] == [
         ("sgd", 0.0, 0.5, (0, 1)),
@@ -116,10 +117,27 @@ def test_what_was_stopped_goes_on_and_an_earlier_table_stays_until_then(
     choose_rho.main(choice)
     assert [rho for _, rho in tried[4:]] == [0.1] * 5 + [0.2] * 10
     assert [row["rho"] for row in read(output)] == ["0.1", "0.2"]
-    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "table.csv"}
     (tmp_path / "table.csv.partial").write_text("{")
     with pytest.raises(ValueError, match=r"partial is damaged .* Delete it to begin anew"):
         choose_rho.main(choice)
+
+
+@pytest.mark.parametrize("program", ["sweep", "choose_rho"])
+def test_an_output_that_cannot_be_is_told_before_training(program, tmp_path, monkeypatch):
+    start, settings = {
+        "sweep": (sweep.main, sweep.Sweep),
+        "choose_rho": (choose_rho.main, choose_rho.Choice),
+    }[program]
+    for module in (sweep, choose_rho):
+        monkeypatch.setattr(module, "compare", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(ValueError, match=r"--output: .* is a folder\. Name a file in it"):
+        start(settings(output=tmp_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"--output: .* cannot be written to"):
+        start(settings(output=tmp_path / "file" / "table.csv"))
+    with held(tmp_path), pytest.raises(BlockingIOError, match=r"--output: .* is in use by process"):
+        start(settings(output=tmp_path / "table.csv"))
 
 
 def epochs_of(*means):

@@ -195,6 +195,13 @@ def _flat(labels: np.ndarray, source: str) -> np.ndarray:
         raise DataError(f"{source} has shape {labels.shape}. It must be (rows,).")
     if labels.dtype.kind == "b":
         labels = labels.astype(np.uint8)
+    if labels.dtype.kind == "S":
+        try:
+            labels = np.char.decode(labels, "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{source} holds bytes that are no UTF-8 ({error}). Store strings."
+            ) from None
     if labels.dtype.kind not in "iuUST":
         raise DataError(f"{source} has dtype {labels.dtype}. Name classes by integers or strings.")
     if labels.dtype.kind in "iu" and labels.size and labels.min() < 0:
@@ -202,4 +209,5 @@ def _flat(labels: np.ndarray, source: str) -> np.ndarray:
         raise DataError(
             f"{source}: row {row} is {labels[row]}. A class is at least 0; remove rows without one."
         )
-    return labels
+    # Of int64 and uint64 together NumPy would make floats.
+    return labels.astype(np.int64) if labels.dtype.kind in "iu" else labels

@@ -1,5 +1,6 @@
 """Features in an ``.npz`` file; the headers of its arrays are checked before any data is read."""
 
+import errno
 import math
 import zipfile
 from pathlib import Path
@@ -81,6 +82,7 @@ def read_arrays(
 
     Raises:
       DataError: for a damaged file, missing arrays, pickles, or too much data.
+      OSError: if the file cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -102,13 +104,24 @@ def read_arrays(
             return {name: _read_array(archive, name) for name in wanted}
     except DataError:
         raise
-    except PermissionError:
-        raise
-    except Exception as error:  # a damaged archive is met as almost any exception
+    except MemoryError as error:
         raise DataError(
-            f"{path} is damaged or not an .npz file without pickles: {str(error).rstrip('.')}. "
-            f"{remedy or 'Write it again with numpy.savez.'}"
+            f"{path}: its arrays do not fit into the memory that is free. Free some, or store float16 "
+            "or uint8."
         ) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is a place before the beginning, in a damaged file
+            raise
+        raise _damaged(path, error, remedy) from error
+    except Exception as error:  # a damaged archive is met as almost any exception
+        raise _damaged(path, error, remedy) from error
+
+
+def _damaged(path: Path, error: Exception, remedy: str | None) -> DataError:
+    return DataError(
+        f"{path} is damaged or not an .npz file without pickles: {str(error).rstrip('.')}. "
+        f"{remedy or 'Write it again with numpy.savez.'}"
+    )
 
 
 def _read_header(archive: zipfile.ZipFile, name: str, path: Path) -> Header:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.frozen_features import claims, decay_figure, evidence, noise_figure, summary
+from examples.frozen_features import claims, decay_figure, evidence, noise_figure, sets, summary
 from examples.frozen_features.data import DataError
 from examples.frozen_features.studies import READINGS_OF_NCSAM, trials
 from tests.examples.frozen_features.frozen_data import features
@@ -184,9 +184,10 @@ def test_other_data_or_other_epochs_in_the_same_folder_are_refused(tmp_path):
     file.write_bytes(b"some features")
     command = evidence.Command(tmp_path, data=tmp_path)
     runs = evidence.Runs(tmp_path / "runs.jsonl")
+    bench = evidence.Bench(NAME, features(), runs, command)
     runs.rows += [row | {"epochs": 60} for row in made_up("SGD", 0.0)]
     runs.rows += [row | {"epochs": 120} for row in made_up("SGD, twice the epochs", 0.0)]
-    bench = evidence.Bench(NAME, features(), runs, command)
+    evidence.Bench(NAME, features(), runs, command)
     # A network that diverged fits nothing and finds nothing.
     diverged = bench._errors(np.full((120, 3), np.nan), np.arange(120))
     assert diverged == {"memorized": 0.0, "clean_fit": 0.0, "auroc": 0.5}
@@ -196,6 +197,35 @@ def test_other_data_or_other_epochs_in_the_same_folder_are_refused(tmp_path):
     file.write_bytes(b"other features")
     with pytest.raises(DataError, match=r"--data: .* has another file of 'cifar10n_worse'"):
         evidence.Bench(NAME, features(), runs, command)
+    # Published runs come with the digests, and those whose data is not known adopt none.
+    published = tmp_path / "published"
+    evidence.publish(runs.rows, evidence.read_digests(tmp_path), published)
+    copied = dataclasses.replace(command, output=published)
+    with pytest.raises(DataError, match=r"--data: .* has another file of 'cifar10n_worse'"):
+        evidence.Bench(NAME, features(), runs, copied)
+    (published / "data.json").unlink()
+    with pytest.raises(DataError, match=r"--output: .*, but no digest of its file in data.json"):
+        evidence.Bench(NAME, features(), runs, copied)
+    digits = [row | {"set": "digits_symmetric_40", "epochs": 60} for row in made_up("SGD", 0.0)]
+    runs.rows[:] = digits
+    evidence.Bench("digits_symmetric_40", features(), runs, dataclasses.replace(copied, epochs=60))
+
+
+def test_a_missing_cleanlab_is_told_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(evidence, "schedule", lambda: [])
+    command = evidence.Command(tmp_path / "new")
+    with pytest.raises(
+        DataError, match=r"--contenders: cleanlab is not installed, .*, without suspects"
+    ):
+        evidence.run(command)
+    assert not command.output.exists()
+    evidence.run(dataclasses.replace(command, contenders=("SGD",)))
+
+
+def test_no_epochs_are_refused():
+    with pytest.raises(ValueError, match=r"--epochs: 0 is not valid"):
+        sets.fitted("news_reduced", features(), 0)
 
 
 def test_the_trials_stand_by_radius_and_decay():

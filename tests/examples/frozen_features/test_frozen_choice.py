@@ -110,7 +110,7 @@ def test_a_setting_that_diverged_is_neither_chosen_nor_in_the_way():
         choose.choose(runs[:1])
 
 
-def test_logits_that_are_not_finite_measure_nothing():
+def test_logits_that_are_not_finite_measure_nothing_but_test_logits_do_not_choose():
     data = features(rows=12)
     parts = criteria.Split(np.arange(8), np.arange(8, 12), np.array([0]), data.labels)
     given = data, parts, parts.train
@@ -118,7 +118,13 @@ def test_logits_that_are_not_finite_measure_nothing():
         logits = [np.zeros((8, 3)), np.zeros((4, 3)), np.zeros((12, 3))]
         assert np.isfinite(criteria.measure(*given, *logits)["held_out"])
         logits[bad][2, 1] = np.nan
-        assert all(map(np.isnan, criteria.measure(*given, *logits).values()))
+        measured = criteria.measure(*given, *logits)
+        if bad == 2:
+            without = criteria.measure(*given, *logits[:2], None)
+            assert np.isnan(measured.pop("clean_accuracy"))
+            assert measured == {name: without[name] for name in measured}
+        else:
+            assert all(map(np.isnan, measured.values()))
     found = predicted(np.array([[[0.0, 1.0]], [[np.nan, np.nan]], [[np.inf, 0.0]]]))
     assert found.tolist() == [[1], [-1], [-1]]
 
@@ -172,6 +178,10 @@ def test_criteria_are_compared_by_their_regret():
     assert rows["small_loss"].regret == 0
     assert rows["held_out"].correlation == pytest.approx(-1)
     assert rows["gap"].setting == SGD
+    runs[1].measures["clean_accuracy"] = np.nan  # its test logits are not finite
+    rows = {row.name: row for row in choose.compare_criteria(runs)}
+    assert (rows["held_out"].setting, rows["held_out"].regret) == (SAM, None)
+    assert rows["small_loss"].regret == 0
 
 
 def test_the_split_is_stratified_and_canaries_are_wrong_on_purpose():

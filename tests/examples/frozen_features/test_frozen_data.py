@@ -1,5 +1,6 @@
 """Reading features: what is kept, what is refused, and with which words."""
 
+import errno
 import io
 import zipfile
 
@@ -7,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from examples.frozen_features.data import DataError, load, load_inputs
+from examples.frozen_features.data import DataError, load, load_inputs, npz
 from examples.frozen_features.data.answers import count_votes
 from examples.frozen_features.data.features import column_statistics, compact
 from tests.examples.frozen_features.frozen_data import arrays
@@ -66,6 +67,18 @@ def test_names_of_classes_may_be_strings(tmp_path):
     data = load(save(tmp_path, **given))
     assert data.class_names == ("cat", "dog", "eel")
     np.testing.assert_array_equal(data.labels, arrays()["labels"])
+    given["labels"] = given["labels"].astype("S")
+    data = load(save(tmp_path, **given))
+    assert data.class_names == ("cat", "dog", "eel")
+    np.testing.assert_array_equal(data.labels, arrays()["labels"])
+    assert "labels holds bytes that are no UTF-8" in refusal(
+        save(tmp_path, labels=np.full(120, b"\xff"))
+    )
+
+
+def test_integers_of_all_kinds_are_named_as_integers(tmp_path):
+    test_labels = arrays()["test_labels"].astype(np.uint64)
+    assert load(save(tmp_path, test_labels=test_labels)).class_names == ("0", "1", "2")
 
 
 def test_a_crowd_votes_and_ties_are_told(tmp_path):
@@ -169,6 +182,24 @@ def test_a_flipped_byte_is_refused(tmp_path):
     content[1000] ^= 1
     path.write_bytes(content)
     assert "damaged" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("raised", "told", "words"),
+    [
+        (OSError(errno.EIO, "Input/output error"), OSError, "Input/output"),
+        (OSError(errno.EINVAL, "Invalid argument"), DataError, "damaged"),
+        (MemoryError(), DataError, "do not fit into the memory that is free"),
+    ],
+)
+def test_what_is_no_damage_is_not_called_so(tmp_path, monkeypatch, raised, told, words):
+    def fail(*_):
+        raise raised
+
+    path = save(tmp_path)
+    monkeypatch.setattr(npz, "_read_array", fail)
+    with pytest.raises(told, match=words):
+        load(path)
 
 
 def test_paths_that_are_no_data(tmp_path):

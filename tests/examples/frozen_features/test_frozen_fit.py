@@ -10,7 +10,16 @@ import signal
 import numpy as np
 import pytest
 
-from examples.frozen_features import compare_suspects, evidence, fit, model, predict, sets, summary
+from examples.frozen_features import (
+    compare_suspects,
+    evidence,
+    fit,
+    model,
+    predict,
+    sets,
+    summary,
+    suspects,
+)
 from examples.frozen_features.config import Config
 from examples.frozen_features.data import DataError
 from examples.frozen_features.folder import Folder, FolderError
@@ -296,7 +305,29 @@ def test_an_interrupt_or_a_full_disk_ends_with_the_command_that_goes_on(monkeypa
         assert stop.value.code.endswith(go_on)
 
 
-def test_suspects_are_compared(monkeypatch, capsys):
+def test_a_network_that_diverged_ranks_no_row(monkeypatch):
+    class Diverged:
+        def __init__(self, *_):
+            pass
+
+        def epochs(self, *_):
+            yield None, None
+
+        def predict(self, *_):
+            return np.eye(3)[None, np.arange(120) % 3] / (np.arange(120) != 7)[None, :, None]
+
+    monkeypatch.setattr(compare_suspects, "Trainer", Diverged)
+    data = features()
+    (setting, *_) = compare_suspects.settings(0.3, 0.01).values()
+    with np.errstate(all="ignore"):
+        scores, _ = compare_suspects.score_by_training(data, setting, Config(), 0)
+    for values in scores.values():
+        measured = suspects.quality(values, data.labels != data.clean_labels)
+        assert len(measured) == 4
+        assert np.isnan(list(measured.values())).all()
+
+
+def test_suspects_are_compared(tmp_path, monkeypatch, capsys):
     few = compare_suspects.settings(0.3, 0.01)
     few = {name: few[name] for name in list(few)[-2:]}
     monkeypatch.setattr(compare_suspects, "settings", lambda rho, decay: few)
@@ -310,6 +341,25 @@ def test_suspects_are_compared(monkeypatch, capsys):
     table = compare_suspects.markdown(rows).splitlines()
     assert len(table) == 2 + 4
     assert f"| {rows[0]['auroc']:.3f} | {100 * rows[0]['precision_at_100']:.1f} |" in table[2]
+    with pytest.raises(SystemExit, match=r"--output: .* is a folder\. Name a file"):
+        compare_suspects.main(["--no-cleanlab", "--output", str(tmp_path)])
+    # A network that diverged finds nothing, and is told beside the others.
+    diverged = {"margin": np.full(120, np.nan)}, 1.0
+    score = compare_suspects.score_by_training
+    monkeypatch.setattr(
+        compare_suspects,
+        "score_by_training",
+        lambda data, setting, *rest: (
+            diverged if setting.method == "saner" else score(data, setting, *rest)
+        ),
+    )
+    file = tmp_path / "suspects.json"
+    monkeypatch.setattr(compare_suspects, "load", lambda *_, **__: features())
+    compare_suspects.main(["--no-cleanlab", "--epochs", "2", "--output", str(file)])
+    first, second, *_ = json.loads(file.read_text())
+    measures = [first[name] for name in compare_suspects.MEASURES]
+    assert measures == [None, None, None, None, 1.0]
+    assert 0 <= second["auroc"] <= 1
     with pytest.raises(SystemExit, match=r"--set: .news. is not valid\. Choose from digits_sym"):
         compare_suspects.main(["--set", "news", "--no-cleanlab"])
     with pytest.raises(SystemExit, match=r"--set: 'news_full' goes without --label-column"):

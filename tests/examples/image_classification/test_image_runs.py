@@ -1,5 +1,6 @@
 """The image program as a user runs it: files, resuming, being killed, several processes, comparing."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -160,6 +162,8 @@ def test_no_process_goes_on_alone(here, elsewhere, monkeypatch):
         ({"rho": -0.1}, r"--rho: -0.1"),
         ({"method": "sgd", "down_weight": 0.5}, r"--method: 'sgd'.*leave --down-weight"),
         ({"flip_ratio": 0.2}, r"--flip-ratio: 0.2.*Only --method ncsam"),
+        ({"sigma": 0.1}, r"--sigma: 0.1.*only --method le_sam"),
+        ({"sigma": -0.1, "method": "le_sam"}, r"--sigma: -0.1.*at least 0"),
         ({"epochs": 0}, r"--epochs: 0"),
         ({"epochs": 2, "schedule": "multistep"}, r"--epochs: 2.*3 epochs at least"),
         ({"width": 24}, r"--width: 24.*multiple of 16"),
@@ -180,6 +184,23 @@ def test_other_images_under_the_same_labels_are_noticed(tmp_path):
     assert train.part_of(run.data, run.config)[-1]["images_sha256"] != record["images_sha256"]
     with pytest.raises(ValueError, match="trained on other images"):
         train._check_same_run(run, record | {"images_sha256": "0" * 64})
+
+
+@pytest.mark.parametrize(
+    ("perturbation", "method", "refused"),
+    [("per_device", "sam", True), ("per_device", "sgd", False), ("global", "sam", False)],
+)
+def test_perturbations_per_device_take_as_many_devices_as_before(perturbation, method, refused):
+    config = dataclasses.replace(TINY, perturbation=perturbation, method=method)
+    run = types.SimpleNamespace(config=config, devices=types.SimpleNamespace(count=2), digests={})
+    record = {"config": config.to_json(), "devices": 2}
+    train._check_same_run(run, record)
+    with (
+        pytest.raises(ValueError, match=r"for each of 4 devices, and now there are 2")
+        if refused
+        else contextlib.nullcontext()
+    ):
+        train._check_same_run(run, record | {"devices": 4})
 
 
 def test_a_process_number_without_distributed_is_refused():
@@ -218,6 +239,7 @@ def test_the_nnx_page_refuses_what_it_ignores():
         flag = "--" + name.replace("_", "-")
         with pytest.raises(ValueError, match=f"{flag} has no effect"):
             train_nnx.main(dataclasses.replace(train_nnx.DEFAULTS, **{name: value}))
+    assert dataclasses.replace(train_nnx.DEFAULTS, width=24).width == 24
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
@@ -285,6 +307,7 @@ def test_compare_writes_settings_as_people_do():
         {"method": "sam", "rho": 0.2},
         {"method": "sam", "rho": 0.1},
         {"method": "sgd", "rho": 0.1},
+        {"method": "sgd", "rho": 0.1, "group_size": 1},
     ]
     runs = [
         compare.FinishedRun(Path("run"), {"config": {"seed": seed, **config}}, [])
@@ -300,6 +323,9 @@ def test_compare_writes_settings_as_people_do():
 def test_compare_refuses_what_is_no_finished_run(tmp_path):
     with pytest.raises(ValueError, match=r"no run.*results\.json is missing"):
         compare.read_run(tmp_path)
+    (tmp_path / "rho_choice.csv").write_text("rho\n")
+    with pytest.raises(ValueError, match=r"rho_choice\.csv cannot be compared \(no run\)"):
+        compare.read_run(tmp_path / "rho_choice.csv")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="training has not finished"):
         compare.read_run(tmp_path)

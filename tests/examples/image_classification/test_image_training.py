@@ -2,16 +2,20 @@
 
 import dataclasses
 import functools
+import inspect
+import types
 
 import jax
 import numpy as np
 import pytest
 
+import optax_sam
 from examples.image_classification import logs, train
 from examples.image_classification.config import Config
 from examples.image_classification.methods import METHODS
 from examples.image_classification.models import make_model
 from examples.image_classification.presets import PRESETS
+from examples.image_classification.steps import Evaluator
 from examples.image_classification.train import Run, make_optimizer
 
 TINY = Config(
@@ -129,6 +133,14 @@ def test_evaluation_ignores_the_filling_of_the_last_chunk():
     np.testing.assert_array_equal(run.evaluator.predictions(state, chunks, 64), whole)
 
 
+def test_fewer_images_than_devices_are_evaluated():
+    devices = types.SimpleNamespace(count=8, evaluated=lambda function: function)
+    images = np.arange(3)[:, None]
+    evaluator = Evaluator(None, devices, None, on_host=True)
+    (chunk,) = evaluator.chunks(images)
+    assert chunk.ravel().tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
 @pytest.mark.parametrize("model", ["preact_resnet18", "preact_resnet34", "wide_resnet"])
 @pytest.mark.parametrize("norm", ["batch", "group", "layer"])
 def test_published_networks_have_their_published_size(model, norm):
@@ -149,6 +161,18 @@ def test_every_method_builds_with_its_options(method):
     )
     tx = make_optimizer(config, 4, None, 0.4)
     assert jax.tree.leaves(jax.eval_shape(tx.init, {"kernel": np.ones((2, 3), np.float32)}))
+
+
+def test_the_methods_are_those_of_the_library():
+    """But for Functional-SAM, which is J-SAM without a preconditioner, and two makers of methods."""
+    functions = {name: getattr(optax_sam, name) for name in optax_sam.__all__}
+    taking_options = {
+        name
+        for name, function in functions.items()
+        if inspect.isfunction(function) and "axis_name" in inspect.signature(function).parameters
+    }
+    others = {"functional_sam", "sharpness_aware", "sometimes"}
+    assert taking_options - METHODS.keys() == others
 
 
 def test_alpha_grows_over_the_warm_up():
