@@ -1,8 +1,8 @@
 """1-SAM of transformers: layers written out, in a loop, and in a loop that rematerializes them.
 
 The compiler counts the body of a loop once, so the multiplications are counted in the traced program,
-with all rounds. The time is that of all processors together, which other programs disturb less than a
-clock on the wall.
+with all rounds. The processor time is that of all threads together, which other programs disturb less
+than the clock on the wall.
 """
 
 import functools
@@ -135,21 +135,28 @@ def measure_layers(case: Case, rounds: int | None, progress: Callable[[str], Non
         records.append(
             {"layout": module.layout, "batch": case.batch_size, "tokens": case.length, "step": name}
             | {"multiplications": count / base}
-            | {"temporary": program.memory_analysis().temp_size_in_bytes / 2**20, "time": None}
+            | {"temporary": program.memory_analysis().temp_size_in_bytes / 2**20}
+            | dict.fromkeys(CLOCKS)
         )
     sam = [*STEPS].index("sam")
     memory = records[sam]["temporary"]
     for record in records:
-        record |= {"temporary_of_sam": divide(record["temporary"], memory), "time_of_sam": None}
-    if rounds:
-        samples = processor_seconds(calls, rounds)
+        record |= {"temporary_of_sam": divide(record["temporary"], memory)}
+        record |= {f"{clock}_of_sam": None for clock in CLOCKS}
+    for clock, samples in (seconds_of(calls, rounds) if rounds else {}).items():
         for record, seconds in zip(records, samples, strict=True):
-            record["time"] = statistics.median(seconds)
-            record["time_of_sam"] = measure.ratio(seconds, samples[sam]).typical  # round by round
+            record[clock] = statistics.median(seconds)
+            # Round by round.
+            record[f"{clock}_of_sam"] = measure.ratio(seconds, samples[sam]).typical
     return records
 
 
-MEASURES = {"temporary": "temporary memory / sam", "time": "processor time / sam"}
+CLOCKS = {"time": time.process_time, "wall": time.perf_counter}
+MEASURES = {
+    "temporary": "temporary memory / sam",
+    "time": "processor time / sam",
+    "wall": "wall clock / sam",
+}
 
 
 def random_tokens(case: Case) -> jax.Array:
@@ -158,15 +165,16 @@ def random_tokens(case: Case) -> jax.Array:
     return jax.random.randint(jax.random.key(0), shape, 0, case.module.vocabulary)
 
 
-def processor_seconds(calls: list[Callable[[], Any]], rounds: int) -> list[list[float]]:
-    """The time of each call in each of the interleaved rounds; the first one warms up."""
-    samples: list[list[float]] = [[] for _ in calls]
+def seconds_of(calls: list[Callable[[], Any]], rounds: int) -> dict[str, list[list[float]]]:
+    """By each clock, the time of each call in each of the interleaved rounds; the first one warms up."""
+    samples: dict[str, list[list[float]]] = {clock: [[] for _ in calls] for clock in CLOCKS}
     for round_ in range(rounds + 1):
-        for call, seconds in zip(calls, samples, strict=True):
-            started = time.process_time()
+        for number, call in enumerate(calls):
+            started = {clock: read() for clock, read in CLOCKS.items()}
             jax.block_until_ready(call())
             if round_:
-                seconds.append(time.process_time() - started)
+                for clock, read in CLOCKS.items():
+                    samples[clock][number].append(read() - started[clock])
     return samples
 
 
