@@ -166,7 +166,7 @@ def random_tokens(case: Case) -> jax.Array:
 
 
 def seconds_of(calls: list[Callable[[], Any]], rounds: int) -> dict[str, list[list[float]]]:
-    """By each clock, the time of each call in each of the interleaved rounds; the first one warms up."""
+    """By each clock, the time of each call in each interleaved round; the first round warms up."""
     samples: dict[str, list[list[float]]] = {clock: [[] for _ in calls] for clock in CLOCKS}
     for round_ in range(rounds + 1):
         for number, call in enumerate(calls):
