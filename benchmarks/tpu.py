@@ -117,7 +117,7 @@ def refuse_other_compilers(records: Iterable[dict[str, Any]], path: Path) -> Non
     """A step is compared with SAM by hand of the same compiler."""
     here = {name: version for name, version in versions().items() if name != "optax_sam"}
     for record in records:
-        if other := {name: record[name] for name in here if record[name] != here[name]}:
+        if other := {name: record.get(name) for name in here if record.get(name) != here[name]}:
             raise SystemExit(
                 f"{path} was compiled by {other}, and this is {here}. Choose another --output, or "
                 "begin anew without the file."
@@ -128,8 +128,8 @@ def compile_missing(wanted: list[Cell], path: Path, minutes: float, level: str) 
     """Compiles what the file lacks at this level of optimization, until the time is over."""
     records = read(path)
     refuse_other_compilers(records, path)
-    if path.exists():
-        path.write_text(whole_lines(path))
+    if path.exists() and len(whole := whole_lines(path)) < len(path.read_text()):
+        os.truncate(path, len(whole.encode()))
     known = {
         tuple(record[key] for key in Cell._fields) for record in records if record["level"] == level
     }

@@ -123,7 +123,7 @@ def mean(tree: Any, axis_name: AxisName, share: jax.Array | None = None) -> Any:
 def share_of_weight(weight: jax.Array, axis_name: AxisName) -> jax.Array:
     """What a device counts beside the others: its weight over the mean weight; 1 where all are 0."""
     average = mean(weight, axis_name)
-    return jnp.where(average == 0, 1, _tree.divide_or_zero(weight, average))
+    return jnp.where(_tree.is_zero(average), 1, _tree.divide_or_zero(weight, average))
 
 
 def check_averaged(loss: jax.Array, params: chex.ArrayTree, axis_name: AxisName) -> None:
@@ -131,10 +131,12 @@ def check_averaged(loss: jax.Array, params: chex.ArrayTree, axis_name: AxisName)
     own = frozenset().union(*(_varying_axes(leaf) for leaf in jax.tree.leaves(params)))
     if averaged := (own & set(names_of(axis_name))) - _varying_axes(loss):
         names = ", ".join(repr(name) for name in sorted(map(str, averaged)))
+        rest = tuple(name for name in names_of(axis_name) if name not in averaged)
         raise ValueError(
-            f"the loss at the perturbed point is the same along the mapped axis {names}, so loss_fn "
-            f"averages over it, and axis_name={names} would average its gradients once more. Pass "
-            "axis_name=() to the sharpness-aware transformation, or the loss of this device."
+            f"the loss at the perturbed point is the same along the mapped axis {names}: loss_fn or "
+            f"the evaluation averages over it, and axis_name={axis_name!r} would average its gradients "
+            f"once more. Pass axis_name={rest} to the sharpness-aware transformation, or the loss of "
+            "this device."
         )
     forgotten = _varying_axes(loss) - set(names_of(axis_name)) - own
     if forgotten:

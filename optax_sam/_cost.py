@@ -62,8 +62,10 @@ def _count_equation(equation: Any) -> Multiplications:
 
 def _branch_of_this_platform(platforms: Sequence[Sequence[str] | None]) -> int:
     """The place of the branch that names JAX's default backend, or of the one for all others."""
-    here = [names is not None and jax.default_backend() in names for names in platforms]
-    return here.index(True) if any(here) else list(platforms).index(None)
+    backend = jax.default_backend()
+    own = {"cuda", "rocm"} if backend == "gpu" else {backend}
+    here = [names is not None and not own.isdisjoint(names) for names in platforms]
+    return here.index(True) if any(here) else len(here) - 1  # where the one for all others stands
 
 
 def _of_convolution(equation: Any) -> int:

@@ -144,7 +144,8 @@ def as_stage(name: str, stage: Any) -> optax.GradientTransformationExtraArgs:
                 "Return the state too, also where there is none: return updates, state."
             )
         new_updates, new_state = result
-        return _tree.keep_integers(new_updates, updates), _tree.keep_integers(new_state, updates)
+        new_updates = _tree.keep_integers(new_updates, updates, updates)
+        return new_updates, _tree.keep_integers(new_state, state, updates)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

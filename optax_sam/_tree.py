@@ -52,13 +52,18 @@ def dot(left: chex.ArrayTree, right: chex.ArrayTree, factor: jax.Array | None = 
 
 
 def divide_or_zero(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """``numerator / denominator``, and 0 where the denominator is 0 or subnormal; NaN is passed on.
+    """``numerator / denominator``, and 0 where the denominator is 0 or subnormal; NaN is passed on."""
+    zero = is_zero(denominator)
+    return jnp.where(zero, 0, numerator / jnp.where(zero, 1, denominator))
+
+
+def is_zero(number: jax.Array) -> jax.Array:
+    """Whether it is 0 or subnormal.
 
     A quotient by a subnormal number may be infinite. CPUs take it for 0 by themselves, GPUs do not.
     """
-    tiny = jnp.finfo(denominator.dtype).tiny  # type: ignore[no-untyped-call]
-    is_zero = jnp.abs(denominator) < tiny
-    return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))
+    smallest = jnp.finfo(number.dtype).tiny  # type: ignore[no-untyped-call]
+    return jnp.less(jnp.abs(number), smallest)
 
 
 def scale(tree: chex.ArrayTree, factor: jax.Array) -> chex.ArrayTree:
@@ -130,26 +135,29 @@ def as_floating(tree: chex.ArrayTree, like: chex.ArrayTree) -> chex.ArrayTree:
     return jax.tree.map(one, tree, like)
 
 
-def keep_integers(tree: chex.ArrayTree, like: chex.ArrayTree) -> chex.ArrayTree:
-    """The tree with integers where ``like`` has them, in all of its parts that are built like it.
+def keep_integers(
+    tree: chex.ArrayTree, before: chex.ArrayTree, like: chex.ArrayTree
+) -> chex.ArrayTree:
+    """The tree with integers where ``before`` has them, in all parts that are built like ``like``.
 
     A moment of an integer leaf, of optax.trace for example, is an integer in the first state and a
     floating number after the first step.
     """
-    structure: Any = jax.tree.structure(like)
+    structures: list[Any] = [jax.tree.structure(part) for part in (tree, before, like)]
 
     def is_alike(part: Any) -> bool:
-        return bool(jax.tree.structure(part) == structure)
+        return bool(jax.tree.structure(part) == structures[2])
 
-    def one(leaf: Any, like: Any) -> Any:
-        is_moment = is_floating(leaf) and not is_floating(like)
-        return leaf.astype(jnp.result_type(like)) if is_moment else leaf
+    def one(leaf: Any, before: Any, like: Any) -> Any:
+        is_moment = is_floating(leaf) and not is_floating(before) and not is_floating(like)
+        return leaf.astype(jnp.result_type(before)) if is_moment else leaf
 
-    if all(map(is_floating, jax.tree.leaves(like))):
+    if structures[0] != structures[1] or all(map(is_floating, jax.tree.leaves(like))):
         return tree
     return jax.tree.map(
-        lambda part: jax.tree.map(one, part, like) if is_alike(part) else part,
+        lambda part, before: jax.tree.map(one, part, before, like) if is_alike(part) else part,
         tree,
+        before,
         is_leaf=is_alike,
     )
 

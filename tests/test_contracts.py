@@ -269,6 +269,20 @@ def test_integer_and_none_leaves_survive(name):
     assert_close(updates["float"], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_moment_in_another_dtype_keeps_it():
+    base = optax.trace(0.9, accumulator_dtype=jnp.float32)
+    tx, params = optax_sam.wsam(0.1, base=base), {"w": jnp.ones(2), "steps": jnp.arange(3)}
+
+    def loss_fn(params):
+        return jnp.sum(params["w"] ** 2)
+
+    state = tx.init(params)
+    dtypes = jax.tree.map(jnp.result_type, state)
+    grads = jax.grad(loss_fn, allow_int=True)(params)
+    _, state = tx.update(grads, state, params, loss_fn=loss_fn)
+    assert jax.tree.map(jnp.result_type, state) == dtypes
+
+
 @one_of_each
 def test_empty_tree_survives(name):
     tx = METHODS[name].make(0.1)

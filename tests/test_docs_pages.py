@@ -39,6 +39,7 @@ def name_of(page: Path) -> str:
     return page.relative_to(DOCS).as_posix()
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_code_runs(page):
     """In one namespace, in order, with the line numbers of the page in any traceback."""

@@ -182,8 +182,9 @@ class TestCompensation:
             turn = np.deg2rad(degrees)
             second = {"a": 7 * jnp.float32([np.cos(turn), np.sin(turn)]), "b": jnp.zeros(1)}
             assert angle(first, second) == pytest.approx(degrees, rel=1e-5)
-        half = {"a": jnp.array([1.0, 3.0], jnp.bfloat16), "b": jnp.zeros(1)}
-        assert angle(half, {"a": 5 * half["a"], "b": jnp.zeros(1)}) < 0.01
+        half = [{"a": jnp.array(a, jnp.bfloat16), "b": jnp.zeros(1)} for a in ([128, 1], [128, 2])]
+        apart = np.rad2deg(np.arctan(2 / 128) - np.arctan(1 / 128))
+        assert angle(*half) == pytest.approx(apart, rel=1e-4)
         assert np.isnan(angle(first, {"a": jnp.zeros(2), "b": jnp.zeros(1)}))
 
     def test_geometry_is_that_of_both_parts(self):

@@ -62,7 +62,11 @@ def results(tmp_path_factory):
         subprocess.Popen([*command, number, str(folder)], cwd=ROOT, env=environment, **options)
         for number in "01"
     ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:  # one waits for the other
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], outputs
     return folder
 

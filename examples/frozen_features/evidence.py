@@ -380,7 +380,8 @@ def run(command: Command) -> None:
                 )
     chosen = {c.name for study in command.studies or STUDIES for c in STUDIES[study]}
     chosen &= set(command.contenders or known)
-    needing = sorted(name for name in chosen if known[name].drops_suspects)
+    scheduled = {c.name for name, c in schedule() if name in (command.sets or SETS)}
+    needing = sorted(name for name in chosen & scheduled if known[name].drops_suspects)
     if needing and importlib.util.find_spec("cleanlab") is None:
         raise DataError(
             f"--contenders: cleanlab is not installed, and these need it: {', '.join(needing)}. "

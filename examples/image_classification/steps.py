@@ -187,7 +187,10 @@ class Evaluator:
         They wait on the devices, if the training images do.
         """
         size = min(self._chunk, -(-len(images) // self._devices.count) * self._devices.count)
-        filled = np.resize(images, (-(-len(images) // size) * size, *images.shape[1:]))  # repeated
+        missing = -len(images) % size
+        filled = images
+        if missing:
+            filled = np.concatenate([images, images[np.arange(missing) % len(images)]])
         return [
             filled[start : start + size]
             if self._on_host

@@ -172,5 +172,6 @@ def _zero_if_rounding(part: chex.ArrayTree, whole: chex.ArrayTree) -> chex.Array
     dtypes = {leaf.dtype for leaf in _tree.floating_leaves(whole)}
     epsilons = [jnp.finfo(dtype).eps for dtype in dtypes]  # type: ignore[no-untyped-call]
     coarsest = float(max(epsilons, default=0))
-    rounding = 16 * coarsest * _norms.norm(whole)
+    share = max(16 * float(jnp.finfo(length.dtype).eps), coarsest)  # type: ignore[no-untyped-call]
+    rounding = share * _norms.norm(whole)
     return _tree.scale(part, jnp.where(length <= rounding, 0, jnp.ones_like(length)))

@@ -68,7 +68,8 @@ def angle(first: chex.ArrayTree, second: chex.ArrayTree) -> jax.Array:
     # In half precision unit vectors are not parallel to what they are the units of.
     dtype = _tree.accumulation_dtype([first, second])
     first, second = (
-        _tree.map_floating(lambda x: x.astype(dtype), tree) for tree in (first, second)
+        jax.tree.map(lambda x: x.astype(dtype) if _tree.is_floating(x) else x, tree)
+        for tree in (first, second)
     )
     a, b = _norms.norm(first), _norms.norm(second)
     left = _tree.scale(first, _tree.divide_or_zero(jnp.ones([], a.dtype), a))

@@ -229,4 +229,5 @@ def _add_scaled(left: Vector, factor: jax.Array, right: Vector) -> Vector:
 
 def _unit(vector: Vector) -> Vector:
     length = _norms.norm(vector)
-    return [_tree.divide_or_zero(part, length.astype(part.dtype)) for part in vector]
+    wide = [_tree.divide_or_zero(part.astype(length.dtype), length) for part in vector]
+    return [unit.astype(part.dtype) for unit, part in zip(wide, vector, strict=True)]

@@ -71,7 +71,8 @@ def sharpness(
       group_size: None measures all examples at once. An integer measures consecutive groups of so many
         examples one after the other, each with its own loss and perturbation; it must divide their
         number, and ``loss_fn`` must be an :class:`optax_sam.Objective`.
-      **extra_args: what else the optimizer needs in ``update``, such as ``second_moment``.
+      **extra_args: arrays that the optimizer needs in ``update`` besides, such as ``second_moment``;
+        with ``group_size`` they are the same for all groups.
 
     Returns:
       :class:`Sharpness`.

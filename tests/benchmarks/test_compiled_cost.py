@@ -16,7 +16,7 @@ from benchmarks import measure
 from benchmarks.architectures import CNN, MLP, Network, random_problem
 from benchmarks.training_steps import RHO, ROWS, Row, ours
 
-slow = pytest.mark.slow
+pytestmark = pytest.mark.programs  # a step of CI
 PERCEPTRON = Network(MLP(64, depth=4), (2, 2, 3), 1024)
 CONVOLUTIONS = {
     norm: Network(CNN(norm, width=16, depth=1), (16, 16, 3), 16) for norm in ("group", "batch")
@@ -76,14 +76,13 @@ def test_dense_layers(step, low, high):
         ("lsam", 1.96, 2.02),
         ("ncsam, flip ratio 0.2, logits passed", 2.15, 2.25),
         # The logits at w, computed twice: what passing them on saves.
-        pytest.param("jsam", 2.2, 2.34, marks=slow),
+        pytest.param("jsam", 2.2, 2.34),
     ],
 )
 def test_group_norm(step, low, high):
     assert low <= ratio_to_sgd(step, CONVOLUTIONS["group"]) <= high
 
 
-@slow
 @pytest.mark.parametrize(
     ("step", "low", "high"),
     [
@@ -102,7 +101,7 @@ def test_batch_norm(step, low, high):
     [
         (PERCEPTRON, 1.0, 1.05),
         # With normalization layers the compiler does not find that the two forward passes are one.
-        pytest.param(CONVOLUTIONS["group"], 1.25, 1.34, marks=slow),
+        pytest.param(CONVOLUTIONS["group"], 1.25, 1.34),
     ],
     ids=["dense", "group norm"],
 )

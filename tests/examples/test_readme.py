@@ -99,6 +99,7 @@ def test_the_one_page_example_is_the_recipe(alone):
     assert blocks("python")[0].split("\n", 2)[2].strip() in code.replace("\n\n\n", "\n\n")
 
 
+@pytest.mark.programs
 def test_the_recipe_is_the_step_of_the_program():
     model = nn.Dense(10)
     namespace = {"model": model}

@@ -24,6 +24,7 @@ def load(name):
     return module
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("name", ["plain_step", "batch_norm_and_dropout"])
 def test_it_learns_and_is_deterministic(name, capsys):
     example = load(name)

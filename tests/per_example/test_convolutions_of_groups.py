@@ -1,4 +1,4 @@
-"""A kernel for each group: a matrix product on CPUs, a convolution elsewhere; both are the same."""
+"""A kernel for each group: a convolution on TPUs, a matrix product elsewhere; both are the same."""
 
 import jax
 import jax.numpy as jnp

@@ -110,7 +110,8 @@ def read_arrays(
             "or uint8."
         ) from error
     except OSError as error:
-        if error.errno != errno.EINVAL:  # which is a place before the beginning, in a damaged file
+        # Of a decoder, or a place before the beginning of the file.
+        if error.errno not in (None, errno.EINVAL):
             raise
         raise _damaged(path, error, remedy) from error
     except Exception as error:  # a damaged archive is met as almost any exception

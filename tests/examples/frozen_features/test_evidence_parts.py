@@ -134,6 +134,7 @@ def directions():
     return compute(0.2), compute(0.0), jax.jit(library)()
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("name", ["paper", "not projected", "paper, smallest gaps"])
 def test_the_paper_s_reading_is_the_library_s_ncsam(name):
     ours, _, library = directions()

@@ -213,10 +213,11 @@ def test_other_data_or_other_epochs_in_the_same_folder_are_refused(tmp_path):
 
 def test_a_missing_cleanlab_is_told_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(evidence, "schedule", lambda: [])
+    (dropping, *_) = [one for one in evidence.schedule() if one[1].drops_suspects]
+    monkeypatch.setattr(evidence, "schedule", lambda: [dropping])
     command = evidence.Command(tmp_path / "new")
     with pytest.raises(
-        DataError, match=r"--contenders: cleanlab is not installed, .*, without suspects"
+        DataError, match=r"--contenders: cleanlab is not installed, and these need it: .*suspects"
     ):
         evidence.run(command)
     assert not command.output.exists()

@@ -124,6 +124,7 @@ def test_another_seed_gives_other_bits(tmp_path, no_figures):
     assert first != second
 
 
+@pytest.mark.programs
 def test_losses_are_settings_like_any_other(tmp_path, no_figures):
     small = {"heads": ("mlp",), "methods": ("sgd", "saner"), "radii": (0.1,), "decays": (1e-3,)}
     losses = ("cross_entropy", "sce")
@@ -373,6 +374,7 @@ def test_suspects_are_compared(tmp_path, monkeypatch, capsys):
         compare_suspects.compare(command, features(wrong=0.0))
 
 
+@pytest.mark.programs
 def test_the_evidence_goes_on_and_is_summed_up(tmp_path, monkeypatch, capsys, interrupts):
     monkeypatch.setattr(sets.digits, "load", lambda rate, kind: features())
     names = ("SGD", "SAM", "early stopping", "SGD, twice the epochs", "without wrong labels")

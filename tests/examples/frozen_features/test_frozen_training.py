@@ -57,6 +57,7 @@ def by_hand(method, knobs, seed, epochs=2):
     return params
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize(
     ("name", "build"), [("sgd", lambda rho: optax.identity()), ("saner", optax_sam.saner)]
 )

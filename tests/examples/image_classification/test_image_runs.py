@@ -96,6 +96,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert not (tmp_path / "metrics.csv").exists()
 
 
+@pytest.mark.programs
 def test_divergence_names_the_last_good_checkpoint(tmp_path, monkeypatch):
     ordinary = train.Run.train_epoch
 
@@ -109,6 +110,7 @@ def test_divergence_names_the_last_good_checkpoint(tmp_path, monkeypatch):
     assert not (tmp_path / "checkpoints" / "2").exists()
 
 
+@pytest.mark.programs
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
     """The loss is that before the last update, so it may look well."""
     ordinary = train.Run.train_epoch

@@ -141,6 +141,7 @@ def test_fewer_images_than_devices_are_evaluated():
     assert chunk.ravel().tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("model", ["preact_resnet18", "preact_resnet34", "wide_resnet"])
 @pytest.mark.parametrize("norm", ["batch", "group", "layer"])
 def test_published_networks_have_their_published_size(model, norm):

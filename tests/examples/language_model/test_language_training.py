@@ -101,6 +101,7 @@ def test_what_has_no_name_of_a_parameter_is_everywhere():
         make_mesh(3, jax.devices()[:4])
 
 
+@pytest.mark.programs
 def test_the_loss_of_a_text_is_the_mean_over_its_bytes():
     """Batches with less to predict count less."""
     trainer = trainer_of(config(), jax.devices()[:1])
