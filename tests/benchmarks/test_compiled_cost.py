@@ -76,7 +76,7 @@ def test_dense_layers(step, low, high):
         ("lsam", 1.96, 2.02),
         ("ncsam, flip ratio 0.2, logits passed", 2.15, 2.25),
         # The logits at w, computed twice: what passing them on saves.
-        pytest.param("jsam", 2.2, 2.34),
+        ("jsam", 2.2, 2.34),
     ],
 )
 def test_group_norm(step, low, high):
@@ -101,7 +101,7 @@ def test_batch_norm(step, low, high):
     [
         (PERCEPTRON, 1.0, 1.05),
         # With normalization layers the compiler does not find that the two forward passes are one.
-        pytest.param(CONVOLUTIONS["group"], 1.25, 1.34),
+        (CONVOLUTIONS["group"], 1.25, 1.34),
     ],
     ids=["dense", "group norm"],
 )
