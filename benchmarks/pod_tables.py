@@ -192,7 +192,7 @@ def figure(records: Sequence[Record]) -> Any:
         return None
     measured = (("roofline", 1e-3, "least time, ms"), ("sent", 1e9, "sent by a chip, GB"))
     panels = [
-        (f"{network}, {chip}, {layout}: {title}", {
+        (f"{network}, {chip}, {layout}:\n{title}", {
             name: [
                 next((r[key] / unit for r in here if (r["step"], r["chips"]) == (step, many)), np.nan)
                 for many in MANY
@@ -202,12 +202,12 @@ def figure(records: Sequence[Record]) -> Any:
         for (network, layout, chip), here in columns.items()
         for key, unit, title in measured
     ]  # fmt: skip
-    drawn = Figure(figsize=(4.4, 1.75 * len(panels)), layout="constrained", facecolor="none")
+    drawn = Figure(figsize=(4.4, 1.9 * len(panels)), layout="constrained", facecolor="none")
     drawn.get_layout_engine().set(hspace=0.08)
     for axes, (title, lines) in zip(drawn.subplots(len(panels), 1), panels, strict=True):
         axes.set_title(title, loc="left", fontsize=9.5, color=plots.TEXT)
         axes.set_xscale("log", base=2)
-        axes.set_ylim(0, 1.1 * np.nanmax([*lines.values()]))
+        axes.set_ylim(0, 1.3 * np.nanmax([*lines.values()]))
         named = {textwrap.fill(name, 15): line for name, line in merged(lines).items()}
         plots.curves(named, MANY, xlabel="chips", axes=axes)
         axes.set_xticks(MANY, [str(value) for value in MANY])
