@@ -59,11 +59,16 @@ def measures(record: Record) -> dict[str, Any]:
         **{key: record[key] for key in ("flops", "bytes", "memory", "sent", "roofline")},
         "collectives": sum(one.times for one in found),
         **{
-            column: (sum(one.times for one in here), sum(one.times * one.size for one in here))
-            for column in COLUMNS
-            for here in [[one for one in large if one.kind in COLUMNS[column]]]
+            column: how_much([one for one in large if one.kind in kinds])
+            for column, kinds in COLUMNS.items()
         },
     }
+
+
+def how_much(found: Iterable[Collective]) -> tuple[int, float]:
+    """How many collectives run, and the bytes of their arrays."""
+    found = list(found)
+    return sum(one.times for one in found), sum(one.times * one.size for one in found)
 
 
 def name_of(record: Record) -> str:

@@ -149,7 +149,7 @@ def keep_integers(
         return bool(jax.tree.structure(part) == structures[2])
 
     def one(leaf: Any, before: Any, like: Any) -> Any:
-        is_moment = is_floating(leaf) and not is_floating(before) and not is_floating(like)
+        is_moment = is_floating(leaf) and not is_floating(like)
         return leaf.astype(jnp.result_type(before)) if is_moment else leaf
 
     if structures[0] != structures[1] or all(map(is_floating, jax.tree.leaves(like))):

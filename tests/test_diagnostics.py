@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import optax_sam
+from optax_sam import _tree
 from optax_sam.diagnostics import coordinate_shares, memorization
 
 CLEAN = {"w": jnp.array([1.0, 1.0, -1.0, 1.0]), "b": jnp.array([-1.0, 0.0, 1.0, 1.0])}
@@ -18,6 +20,13 @@ class TestCoordinateShares:
         assert (shares.a, shares.b, shares.c) == (2 / 8, 4 / 8, 2 / 8)
         first_leaf = coordinate_shares(CLEAN["w"], jnp.array([2.0, 3.0, -4.0, -1.0]))
         assert (first_leaf.a, first_leaf.b, first_leaf.c) == (3 / 4, 0, 1 / 4)
+
+    def test_more_coordinates_than_an_int32_can_count(self, monkeypatch):
+        monkeypatch.setattr(_tree, "size", lambda tree: 2**33)
+        assert coordinate_shares(CLEAN, PERTURBED).a == 2 / 2**33
+        stage = optax_sam.down_weight(0.5)
+        _, state = stage.update(PERTURBED, stage.init(CLEAN), CLEAN, clean_grads=CLEAN)
+        assert state.down_weighted_fraction == 4 / 2**33
 
     def test_ratio_epsilon_moves_coordinates_of_its_own_size(self):
         clean, perturbed = jnp.array([1e-8, 1.0]), jnp.array([1.5e-8, 2.0])

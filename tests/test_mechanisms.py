@@ -75,6 +75,13 @@ class TestSharesByLabel:
         assert found.right == found.all
         assert found.wrong == (0, 0, 1)
 
+    def test_the_ratio_is_a_number_of_any_kind(self):
+        given = objective(), as_params(W), as_params(EPSILON), WRONG
+        expected = shares_by_label(*given, ratio_epsilon=1e-8)
+        assert shares_by_label(*given, ratio_epsilon=jnp.float32(1e-8)) == expected
+        with pytest.raises(ValueError, match=r"ratio_epsilon must lie in \[0, inf\), got -1"):
+            shares_by_label(*given, ratio_epsilon=-1)
+
 
 class TestDamping:
     G = gradient(W) / 12
@@ -182,9 +189,10 @@ class TestCompensation:
             turn = np.deg2rad(degrees)
             second = {"a": 7 * jnp.float32([np.cos(turn), np.sin(turn)]), "b": jnp.zeros(1)}
             assert angle(first, second) == pytest.approx(degrees, rel=1e-5)
-        half = [{"a": jnp.array(a, jnp.bfloat16), "b": jnp.zeros(1)} for a in ([128, 1], [128, 2])]
-        apart = np.rad2deg(np.arctan(2 / 128) - np.arctan(1 / 128))
-        assert angle(*half) == pytest.approx(apart, rel=1e-4)
+        # Unit vectors in half precision would be as far apart as these are.
+        half = [{"a": jnp.array([3, x], jnp.bfloat16), "b": jnp.zeros(1)} for x in (1, 1.0078125)]
+        apart = np.rad2deg(np.arctan(1.0078125 / 3) - np.arctan(1 / 3))
+        assert angle(*half) == pytest.approx(apart, rel=1e-3)
         assert np.isnan(angle(first, {"a": jnp.zeros(2), "b": jnp.zeros(1)}))
 
     def test_geometry_is_that_of_both_parts(self):

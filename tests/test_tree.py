@@ -199,3 +199,11 @@ def test_the_norm_of_constant_zeros_is_zero_under_vmap(x64):
         return _norms.norm(jax.lax.cond(jnp.int32(1) == 0, lambda: row, lambda: 0 * jnp.zeros(3)))
 
     np.testing.assert_array_equal(jax.jit(jax.vmap(of_nothing))(rows), np.zeros(4))
+
+
+def test_a_subnormal_number_divides_like_zero():
+    """In float16, as CPUs take the subnormal numbers of float32 for 0 by themselves."""
+    small = jnp.float16([0, 1e-6, 1e-3])
+    np.testing.assert_array_equal(_tree.is_zero(small), [True, True, False])
+    quotients = _tree.divide_or_zero(jnp.ones(3, jnp.float16), small)
+    np.testing.assert_allclose(quotients, [0, 0, 1000], rtol=1e-2)

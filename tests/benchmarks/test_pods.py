@@ -262,6 +262,20 @@ def test_aims_are_of_methods_that_take_two_gradients():
     more = [r | {"chips": 64, "flops": r["flops"] ** 5} for r in records]
     (row,) = [line for line in pod_tables.aims([*records, *more]).splitlines() if "ViT-B" in line]
     assert "| ViT-B, fully sharded, v5e | **1.05 sam**, 1 of 2 | 1.00 sam |" in row
+    # The aim for the least time is for groups only.
+    assert row.endswith("| – |")
+    slow = [record | costs | {"step": "1-SAM", "flops": 1, "collectives": [], "roofline": 2.0}]
+    assert "| **2.00 1-SAM**, 1 of 1 |" in pod_tables.aims([*records, *slow])
+
+
+def test_large_collectives_are_counted_with_their_bytes():
+    large, small = Collective("all-gather", 2.0e6, 4, 3), Collective("all-gather", 10.0, 4, 3)
+    other = Collective("all-to-all", 4.0e6, 4, 1)
+    costs = dict.fromkeys(("flops", "bytes", "memory", "sent", "roofline"), 1.0)
+    found = pod_tables.measures(costs | {"collectives": [large, small, other]})
+    assert found["collectives"] == 7
+    assert (found["gathers"], found["others"]) == ((3, 6.0e6), (1, 4.0e6))
+    assert found["all-reduces"] == (0, 0)
 
 
 def test_steps_that_vary_are_named():

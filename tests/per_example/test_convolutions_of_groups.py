@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from optax_sam.per_example import per_example_gradient
 from optax_sam.per_example.sites import Site, site_of
-from tests.per_example.networks import problem
 
 
 @pytest.mark.parametrize(
@@ -36,10 +34,18 @@ def test_both_forms_are_the_same(options, x64):
     np.testing.assert_allclose(site.weight_gradient(x, cotangent), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("platform", "is_grouped"), [("cpu", False), ("tpu", True)])
-def test_which_form_is_compiled(platform, is_grouped):
-    objective, params = problem("1-D convolution", batch=4)
-    objective = objective.replace(microbatch_size=4)
-    traced = jax.jit(lambda p: per_example_gradient(objective, p, jnp.float32(0.1))).trace(params)
+@pytest.mark.parametrize(("platform", "is_convolution"), [("cpu", False), ("tpu", True)])
+@pytest.mark.parametrize("form", ["apply_own", "weight_gradient"])
+def test_which_form_is_compiled(form, platform, is_convolution):
+    def convolve(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+
+    x, kernel = jnp.ones((2, 5, 3)), jnp.ones((2, 3, 4))
+    (equation,) = jax.make_jaxpr(convolve)(x, kernel).eqns
+    other = kernel if form == "apply_own" else convolve(x, kernel)
+    groups = [jnp.stack([array] * 3) for array in (x, other)]
+    traced = jax.jit(jax.vmap(getattr(site_of(equation, 1), form))).trace(*groups)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert ("feature_group_count = 4" in text) == is_grouped
+    assert ("stablehlo.convolution" in text) == is_convolution

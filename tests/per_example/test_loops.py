@@ -14,7 +14,14 @@ import optax_sam
 from optax_sam import Objective, _cost, _jaxprs
 from optax_sam.per_example import per_example_gradient
 from optax_sam.per_example.ascent import Recorder
-from optax_sam.per_example.factors import DenseRows, OneHotRows, Term, squared_norm, times_gradient
+from optax_sam.per_example.factors import (
+    DenseRows,
+    OneHotRows,
+    Term,
+    inner_products,
+    squared_norm,
+    times_gradient,
+)
 from optax_sam.per_example.places import Sliced, apply_path, follow_axes
 from optax_sam.per_example.plan import GRAM, KERNEL, make_plan
 from optax_sam.per_example.table import table
@@ -139,6 +146,14 @@ class TestThinMatrices:
 
     def gradient(self, terms):
         return sum(self.matrix(term.left).T @ self.matrix(term.right) for term in terms)
+
+    @pytest.mark.usefixtures("strict_promotion")
+    def test_half_precision_is_multiplied_in_float32(self):
+        """Sums that float16 cannot hold, and a float32 factor beside rows in half precision."""
+        half = DenseRows(jnp.full((2, 7), 300, jnp.float16))
+        products = inner_products(half, half)
+        np.testing.assert_array_equal(products, np.full((2, 2), 7 * 300.0**2, np.float32))
+        np.testing.assert_array_equal(half.times(products), np.full((2, 7), 2 * 7 * 300.0**3))
 
     def test_squared_norm(self, x64):
         terms = self.terms()
