@@ -82,7 +82,8 @@ def per_example_gradient(
       objective: the supervised loss, without a penalty. Its ``microbatch_size`` is how many examples
         are computed at once (at least a group), which bounds the memory; without it about 8 for
         convolutional networks and where weights are copied, else as many as keep no more numbers than
-        there are parameters; fewer where something is rematerialized and 8 keep over twice as many.
+        there are parameters, or as have 512 positions, though then at most half of the batch; fewer
+        where something is rematerialized and 8 keep over twice as many numbers.
       params: pytree of parameters w; integer leaves are passed on and get zero gradients.
       rho: ρ, the norm of every perturbation; a number or a traced scalar.
       evaluation: ``"full"`` for 1-SAM; ``"jacobian_only"`` for 1-J-SAM, the network's Jacobian at

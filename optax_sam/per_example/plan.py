@@ -141,6 +141,12 @@ class Plan:
         return sum(leaf.copied_size + leaf.recorded_size for leaf in self.leaves)
 
     @property
+    def positions(self) -> int:
+        """T, the largest number of positions of a group at which the same weights are used."""
+        positions = (use.positions for leaf in self.leaves for use in leaf.uses)
+        return max(positions, default=1)
+
+    @property
     def allows_large_microbatches(self) -> bool:
         """Whether the groups at once need not be few.
 
@@ -167,6 +173,8 @@ class Plan:
         fitting = max(1, parameters // max(self.kept_size, 1))
         if self.allows_large_microbatches:
             limit = max(limit, fitting)
+            if not self.rematerializes:  # half of the batch keeps what batch SAM keeps of the whole
+                limit = max(limit, min(_ROWS // self.positions, count // 2))
         if jax.default_backend() != "cpu":  # no small caches there: as many as the memory likes
             if self.allows_large_microbatches and not self.rematerializes:
                 return count  # kept are inputs and derivatives: about twice what batch SAM keeps
@@ -196,6 +204,7 @@ class Plan:
 
 
 _SMALL_MICROBATCH = 8  # examples
+_ROWS = 512  # positions of all groups at once; a product of fewer rows leaves cores idle
 _FEWEST = 2  # groups at once in a rematerialized network
 _SMALL_COPIES = 2**17  # numbers per group
 _ACCELERATOR_SIZE = 2**28  # numbers per microbatch: 1 GiB in float32

@@ -1,5 +1,6 @@
 """What a caller sees beside the numbers: refusals, plans, traces, Flax interfaces."""
 
+import dataclasses
 import functools
 import re
 import warnings
@@ -18,7 +19,15 @@ from optax_sam import Objective, _jaxprs
 from optax_sam._jaxprs import CannotFollowError
 from optax_sam.independence import check_independence
 from optax_sam.per_example import per_example_gradient, plan, walk
-from tests.per_example.networks import NETWORKS, NOT_PROVED, example_inputs, problem
+from optax_sam.per_example.trace import trace
+from tests.per_example import loops
+from tests.per_example.networks import (
+    NETWORKS,
+    NOT_PROVED,
+    example_inputs,
+    initial,
+    problem,
+)
 from tests.per_example.test_equality import as_tuple, assert_close, compile_quickly, fast, naive
 from tests.references import per_example as reference
 
@@ -266,12 +275,46 @@ def test_explain_names_every_leaf_and_reason():
 
 
 def test_how_many_examples_are_computed_at_once(monkeypatch):
-    """In small caches eight, on an accelerator what batch SAM computes."""
+    """On a CPU what half of the batch keeps, on an accelerator what batch SAM computes."""
     network = problem("GPT", batch=32)
-    assert "at once:         8 of 32" in explain(*network)
+    assert "at once:         16 of 32" in explain(*network)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(plan, "_ACCELERATOR_SIZE", 0)  # however large the network
     assert "at once:         32 of 32" in explain(*network)
+
+
+@pytest.mark.parametrize(
+    ("positions", "group_size", "expected"),
+    [
+        (1, 1, {8: 8, 24: 12, 1024: 512, 4096: 512}),
+        (16, 1, {8: 8, 16: 8, 32: 16, 64: 32, 256: 32}),
+        (16, 2, {4: 4, 64: 16}),  # groups
+        (64, 1, {64: 8}),
+        (256, 1, {64: 8}),
+    ],
+)
+def test_products_of_small_examples_have_many_rows(positions, group_size, expected):
+    """512 rows where the batch has as many, but at most half of it; eight examples in any case."""
+    params = initial({"weights": (12, 12)})
+
+    def made(count):
+        inputs = jnp.zeros((count * group_size, positions, 12))
+        labels = jnp.zeros(count * group_size, "int32")
+        objective = Objective(lambda p, x: (x @ p["weights"]).mean(1), inputs, labels)
+        traced = trace(objective, params, group_size)
+        return plan.make_plan(traced, jax.tree.leaves(params), [True])
+
+    found = {n: made(n).groups_at_once(n, group_size, None) for n in expected}
+    assert found == expected
+    for change in ({"rematerializes": True}, {"has_convolution": True}):
+        changed = dataclasses.replace(made(1024), **change)
+        assert changed.groups_at_once(1024, group_size, None) <= 8
+
+
+def test_the_rounds_of_a_recurrent_cell_are_rows_too():
+    objective, params = loops.problem("recurrent layers")
+    leaves = jax.tree.leaves(params)
+    assert plan.make_plan(trace(objective, params), leaves, [True] * len(leaves)).positions == 2
 
 
 def test_dropout_keys_as_inputs_give_masks_per_example(x64):
