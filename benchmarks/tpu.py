@@ -5,8 +5,9 @@
     .venv-tpu/bin/python benchmarks/tpu.py --minutes 0     # only tables and figure, of what is there
 
 Every compiled step is one line of OUTPUT/steps.jsonl as soon as it is there, and what is there is not
-compiled again: a run that was stopped goes on. The most informative steps come first. Flags choose
-networks, layouts, chips and steps. Nothing is executed: what the tables say of time is estimated.
+compiled again: a run that was stopped goes on. The most informative steps come first. Where
+the base optimizer alone does not fit into a chip, the methods are not tried. Flags choose networks,
+layouts, chips and steps. Nothing is executed: what the tables say of time is estimated.
 """
 
 import argparse
@@ -124,18 +125,25 @@ def refuse_other_compilers(records: Iterable[dict[str, Any]], path: Path) -> Non
             )
 
 
+def cell_of(record: dict[str, Any]) -> Cell:
+    """What was compiled."""
+    return Cell(*(record[key] for key in Cell._fields))
+
+
 def compile_missing(wanted: list[Cell], path: Path, minutes: float, level: str) -> None:
     """Compiles what the file lacks at this level of optimization, until the time is over."""
     records = read(path)
     refuse_other_compilers(records, path)
     if path.exists() and len(whole := whole_lines(path)) < len(path.read_text()):
         os.truncate(path, len(whole.encode()))
-    known = {
-        tuple(record[key] for key in Cell._fields) for record in records if record["level"] == level
-    }
+    known = {cell_of(record): "error" in record for record in records if record["level"] == level}
     started = time.monotonic()
     for cell in wanted:
-        if cell in known:
+        # No method fits where the optimizer alone does not, but with a part of the batch at a time.
+        cannot_fit = (
+            known.get(cell._replace(step="SGD"), False) and not ALL_STEPS[cell.step].at_once
+        )
+        if cell in known or cannot_fit:
             continue
         if time.monotonic() - started > 60 * minutes:
             return
@@ -143,6 +151,7 @@ def compile_missing(wanted: list[Cell], path: Path, minutes: float, level: str) 
         record = compile_cell(cell, NETWORKS[cell.network], devices_of(cell))
         with path.open("a") as file:
             file.write(json.dumps(record | {"level": level} | versions()) + "\n")
+        known[cell] = "error" in record
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -190,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     order = {cell: number for number, cell in enumerate(cells())}
     records = sorted(
         (record for record in read(path) if record["level"] == options.level),
-        key=lambda r: order.get(Cell(*(r[key] for key in Cell._fields)), len(order)),
+        key=lambda record: order.get(cell_of(record), len(order)),
     )
     folder = options.output if options.level == LEVEL else options.output / options.level
     folder.mkdir(exist_ok=True)

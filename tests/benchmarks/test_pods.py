@@ -296,11 +296,33 @@ def test_what_does_not_fit_is_told(tiny, tmp_path, monkeypatch):
     assert pod_tables.why_not(error) == "does not fit: HLO temporaries need 16.28GB of 15.75GB"
 
 
+def test_methods_are_not_tried_where_the_optimizer_does_not_fit(tiny, tmp_path, monkeypatch):
+    """But for those that take a part of the batch at a time; a second run knows it too."""
+
+    def compiled(cell, *_):
+        is_full = cell.layout == "data parallel"
+        return cell._asdict() | ({"error": "no"} if is_full else {"compile": 1.0})
+
+    monkeypatch.setattr(tpu, "compile_cell", compiled)
+    monkeypatch.setattr(pod_tables, "write", lambda *_: None)
+    loop = "1-SAM, one example per chip at a time"
+    flags = ["--networks", "ViT-B", "--chip", "v5e", "--chips", "16", "--output", str(tmp_path)]
+    flags += ["--layouts", "data parallel", "fully sharded", "--steps", "SGD", "sam", "saner", loop]
+    for _ in range(2):
+        tpu.main(flags)
+        found = [(r["layout"], r["step"]) for r in tpu.read(tmp_path / "steps.jsonl")]
+        assert sorted(found) == [
+            ("data parallel", loop),
+            ("data parallel", "SGD"),
+            *(("fully sharded", step) for step in (loop, "SGD", "sam", "saner")),
+        ]
+
+
 def test_what_was_killed_goes_on_and_other_compilers_are_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(tpu, "compile_cell", lambda cell, *_: cell._asdict() | {"error": "no"})
     path = tmp_path / "steps.jsonl"
     flags = ["--networks", "ViT-B", "--chip", "v5e", "--chips", "16", "--layouts", "data parallel"]
-    flags += ["--output", str(tmp_path), "--steps", "SGD", "sam"]
+    flags += ["--output", str(tmp_path), "--steps", "SAM by hand", "sam"]
     tpu.main(flags)
     whole = path.read_text()
     path.write_text(whole[:-9])
