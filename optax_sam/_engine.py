@@ -393,8 +393,8 @@ def _require(params: Any, loss_fn: Any, state: Any, extra_args: dict[str, Any]) 
     check_all_parameters(
         params,
         "a sharpness-aware method",
-        "To perturb some leaves only, pass mask= to the method; to train some only, mask the "
-        "optimizer behind it in the chain.",
+        "To perturb some leaves only, pass mask= to the method; to train some only, put "
+        "optax.masked(optax.set_to_zero(), frozen) behind the optimizer in the chain.",
     )
     for name in extra_args:
         # Extra arguments belong to other links, so only a near match is taken for a typing mistake.

@@ -2,8 +2,10 @@
 
     python -m examples.language_model.train                                       # minutes on a CPU
     python -m examples.language_model.train --method sam --output runs/sam
-    python -m examples.language_model.train --start-from runs/sam --text manual --adapter-rank 8
-    python -m examples.language_model.train --task classification --text reviews.csv
+    python -m examples.language_model.train --start-from runs/sam --text manual --adapter-rank 8 \\
+        --output runs/adapters
+    python -m examples.language_model.train --task classification --text reviews.csv \\
+        --output runs/reviews
     python -m examples.language_model.train --help                                # all settings
 
 The output folder gets config.json, metrics.csv, checkpoints, the trained network, results.json and a

@@ -77,7 +77,7 @@ NOTES: dict[str, Note] = {
     ),
     "hidden": Note(
         "The loss needs all parameters. Perturb some only with `mask=` of the method, and train "
-        "some only with `masked` or `partition` behind it.",
+        "some only with `masked(set_to_zero(), frozen)` or `partition` behind it.",
         "pass mask= to the method",
     ),
     "masked inside": Note(
