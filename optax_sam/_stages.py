@@ -95,7 +95,7 @@ _EXAMPLES = {
     "perturbation": "optax_sam.normalized(rho=0.05)",
     "combination": "optax_sam.down_weight(0.5)",
     "compensation": "optax_sam.add_noise_compensation(0.1, flip_ratio=0.4)",
-    "preconditioner": "optax.scale_by_rms(0.999)",
+    "preconditioner": "optax_sam.scale_by_second_moment()",
     "otherwise": "optax_sam.reuse_orthogonal(0.7)",
     "base": "optax.trace(0.9)",
 }

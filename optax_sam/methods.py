@@ -70,6 +70,7 @@ class Options(TypedDict, total=False):
 
     With ``every_k``, ``start_step``, ``stop_step`` and ``when`` some steps have no second gradient. A
     schedule of a radius or a strength does not see them: it counts the steps with a second gradient.
+    In LookSAM only that of ρ does; its α and a ``combination`` act on every step and count them all.
 
     Attributes:
       combination: a third stage; it comes behind the method's own.
@@ -80,7 +81,7 @@ class Options(TypedDict, total=False):
       ascent_fraction: q, :func:`optax_sam.on_first` around the perturbation.
       every_k: :func:`optax_sam.sometimes` around the method: every k-th step.
       start_step: the same wrapper: from this step on.
-      stop_step: the same wrapper: up to this step.
+      stop_step: the same wrapper: before this step.
       when: the same wrapper: where a condition on the gradient holds.
 
     Example:
@@ -127,6 +128,11 @@ def _compose(
         perturbation = in_steps(perturbation, steps)
     if (fraction := given.pop("ascent_fraction", None)) is not None:
         check_ascent_fraction("ascent_fraction", fraction)
+        if along_previous_direction:
+            raise ValueError(
+                f"msam climbs along its own last direction, so ascent_fraction={fraction}, which "
+                "climbs along a gradient of a part of the batch, has no meaning. Leave it out."
+            )
         if given.get("group_size") is not None:
             raise ValueError(
                 f"ascent_fraction={fraction} cannot be combined with "
@@ -251,7 +257,9 @@ def asam(
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
 
     Raises:
-      ValueError: if ``rho`` or ``eta`` is a negative number.
+      ValueError: if ``rho`` or ``eta`` is a negative number; from ``update``, if ``scale_mask`` does
+        not match the parameters.
+      TypeError: from ``update``, if ``scale_mask`` is no pytree of bools.
 
     Example:
       >>> import jax, optax, optax_sam
@@ -474,14 +482,17 @@ def ncsam(
       label_of: picks the labels out of a pytree; see :func:`optax_sam.add_noise_compensation`.
       by_weights: take the chosen examples by weights of 0 and 1, for batches that are sharded over
         devices under ``jit``: nothing is gathered, and the step costs about 3 times an SGD step.
-      **options: see :class:`optax_sam.Options`; ``start_step`` is ``warmup_steps`` here.
+      **options: see :class:`optax_sam.Options`; ``start_step`` is ``warmup_steps`` here, and ``when``
+        does not go with ``total_steps`` or ``warmup="sam"``, whose steps could not be counted.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and an
       :class:`optax_sam.Objective` with integer or soft labels as ``loss_fn``, and takes ``logits``.
 
     Raises:
-      ValueError: if a number is out of range.
+      ValueError: if a number is out of range, if ``warmup`` is another word, if ``warmup_steps`` leaves
+        none of ``total_steps``, if ``start_step`` is given in its place, or if ``when`` is combined
+        with ``total_steps`` or a warm-up by SAM.
       TypeError: from ``update``, if ``loss_fn`` is not an ``Objective``.
 
     Example:
@@ -504,10 +515,22 @@ def ncsam(
     if start_step is not None and start_step != skipped:
         raise ValueError(f"start_step={start_step} is warmup_steps in ncsam: pass that instead.")
     options["start_step"] = skipped or None
+    if options.get("when") is not None and (total_steps is not None or warmup_steps > skipped):
+        counted = "warmup='sam'" if total_steps is None else f"total_steps={total_steps}"
+        raise ValueError(
+            f"when cannot be combined with {counted} in ncsam: only the steps with a second gradient "
+            "could be counted, and how many there will be is not known. Leave one of the two out."
+        )
     strength: optax.ScalarOrSchedule = kappa
     every_k = options.get("every_k")
     every_k = 1 if every_k is None else check_integer("every_k", every_k, minimum=1)
-    check_number("kappa", kappa, minimum=0)
+    check_number(
+        "kappa",
+        kappa,
+        minimum=0,
+        remedy="The paper's schedule is total_steps=; for another one pass the schedule as strength= "
+        "of optax_sam.add_noise_compensation.",
+    )
     if total_steps is not None:
         check_integer("total_steps", total_steps, minimum=1)
         if warmup_steps >= total_steps:
@@ -654,7 +677,8 @@ def wsam(
 
     Args:
       rho: the radius ρ ≥ 0; a number or a schedule of the step.
-      gamma: 0 ≤ γ < 1; a number or a schedule. γ = 0 is the base optimizer, γ = ½ is SAM.
+      gamma: 0 ≤ γ < 1; a number or a schedule. γ = 0 is the base optimizer; γ = ½ is SAM
+        without ``base``.
       base: the base optimizer without its learning rate, such as ``optax.trace(0.9)``, and with its
         weight decay; only the learning rate stands behind the method then. See
         :func:`optax_sam.decouple`.
@@ -772,12 +796,14 @@ def looksam(  # type: ignore[misc]  # every_k has a default of its own here
        d = g + \alpha \frac{\lVert g \rVert}{\lVert v \rVert} v \;\text{ between,} \qquad
        v = g' - \frac{\langle g', g \rangle}{\lVert g \rVert^2} \, g
 
-    The second gradient is really skipped: a step costs 1 + 1/k times an SGD step on average.
+    The second gradient is really skipped: a step costs 1 + 1/k times an SGD step on average. The
+    steps between reuse v, also where ``when`` does not hold; before ``start_step`` and from
+    ``stop_step`` on they are plain.
 
     Args:
       rho: the radius ρ ≥ 0; a number or a schedule of the steps with a second gradient.
       every_k: k ≥ 1. k = 1 is SAM.
-      alpha: α ≥ 0, length of the reused part relative to g; a number or a schedule.
+      alpha: α ≥ 0, length of the reused part relative to g; a number or a schedule of all steps.
       norm_epsilon: added to ‖v‖; see :func:`optax_sam.reuse_orthogonal`.
       **options: see :class:`optax_sam.Options`. A ``combination`` acts on
         every step, behind the reused part.
@@ -797,8 +823,12 @@ def looksam(  # type: ignore[misc]  # every_k has a default of its own here
       arXiv 2203.02714, algorithm 1, with global norms.
     """
     check_integer("every_k", every_k, minimum=1)
+    reused: optax.GradientTransformation = reuse_orthogonal(alpha, norm_epsilon)
+    stop_step = options.get("stop_step")
+    if stop_step is not None:
+        reused = optax.conditionally_transform(reused, lambda step: step < stop_step)
     with_period = cast(Options, {"every_k": every_k} | options)
-    return _compose(with_period, normalized(rho), otherwise=reuse_orthogonal(alpha, norm_epsilon))
+    return _compose(with_period, normalized(rho), otherwise=reused)
 
 
 @_with_options
@@ -813,7 +843,9 @@ def msam(
     The clean gradient is not used: under ``jit`` its backward pass is removed, and the loss that you
     report costs a forward pass, or nothing if you report the metric ``perturbed_loss`` (except with
     BatchNorm, whose statistics need the forward pass at w). Use the same momentum in the optimizer
-    behind it. Weight decay behind it does not enter v.
+    behind it. Weight decay behind it does not enter v. A step without an ascent (``every_k``,
+    ``start_step``, ``stop_step``, ``when``) needs the clean gradient: it descends along it, and does
+    not enter v either.
 
     Args:
       rho: the radius ρ ≥ 0; a number or a schedule of the step. The authors take 3 on CIFAR.
@@ -824,7 +856,8 @@ def msam(
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
 
     Raises:
-      ValueError: if ``rho`` is a negative number or ``momentum`` outside [0, 1).
+      ValueError: if ``rho`` is a negative number or ``momentum`` outside [0, 1), or with ``group_size``
+        or ``ascent_fraction``.
 
     Example:
       >>> import optax, optax_sam

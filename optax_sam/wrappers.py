@@ -52,7 +52,7 @@ def in_steps(
 
     Raises:
       TypeError: if ``perturbation`` is no gradient transformation or ``steps`` no integer.
-      ValueError: if ``steps`` is below 1.
+      ValueError: if ``steps`` is below 1; from ``update``, without ``params`` or ``loss_fn``.
 
     Example:
       >>> import optax, optax_sam
@@ -130,7 +130,7 @@ def on_first(
     Raises:
       TypeError: if ``perturbation`` is no gradient transformation; from ``update``, if ``loss_fn`` is
         no ``Objective``.
-      ValueError: if ``fraction`` is outside (0, 1].
+      ValueError: if ``fraction`` is outside (0, 1]; from ``update``, without ``params``.
 
     Example:
       >>> import optax, optax_sam
@@ -372,10 +372,10 @@ def sometimes(
       stop_step: from this step on there is no second gradient any more; None never stops.
       when: a condition that depends on the data: :func:`gradient_norm_is_large`, an object with
         ``init`` and ``update`` (see :class:`When`), or a function ``(gradients, params) -> bool``.
-      otherwise: what the direction is in between, e.g. :func:`optax_sam.reuse_orthogonal`. A
-        transformation whose ``update`` gets the extra arguments ``clean_grads`` (g) and
-        ``is_ascent_step``; on the method's own steps it sees the method's direction and may keep what
-        it needs. None descends along g.
+      otherwise: what the direction is in between, e.g. :func:`optax_sam.reuse_orthogonal`, and also
+        before ``start_step`` and from ``stop_step`` on. A transformation whose ``update`` gets the
+        extra arguments ``clean_grads`` (g) and ``is_ascent_step``; on the method's own steps it sees
+        the method's direction and may keep what it needs. None descends along g.
       axis_name: the mapped axis, as for the method: on the steps in between nobody else averages g.
 
     Returns:

@@ -467,7 +467,7 @@ ROWS["ncsam"] = [
             lambda r: optax_sam.ncsam(flip_ratio=r)),
     *number("seed", -1, "at least 0", lambda seed: optax_sam.ncsam(seed=seed)),
     Row("kappa is a schedule", lambda: optax_sam.ncsam(kappa=optax.constant_schedule(0.1)),
-        TypeError, "kappa", "constant_schedule", "a number"),
+        TypeError, "kappa", "constant_schedule", "strength= of optax_sam.add_noise_compensation"),
     Row("seed = None", lambda: optax_sam.ncsam(seed=None), TypeError, "seed", "None", "an integer"),
     Row("seed is a key", lambda: optax_sam.ncsam(seed=jax.random.key(0)), TypeError, "seed",
         "key", "an integer"),
@@ -486,6 +486,11 @@ ROWS["ncsam"] = [
         "total_steps counts the whole training"),
     Row("start_step", lambda: optax_sam.ncsam(start_step=3), ValueError, "start_step", "3",
         "warmup_steps"),
+    Row("when with total_steps", lambda: optax_sam.ncsam(total_steps=10, when=len), ValueError,
+        "when", "total_steps=10", "Leave one of the two out"),
+    Row("when with a warm-up by SAM",
+        lambda: optax_sam.ncsam(warmup_steps=3, warmup="sam", when=len), ValueError, "when",
+        "warmup='sam'", "Leave one of the two out"),
     Row("every_k with a schedule", lambda: optax_sam.ncsam(total_steps=10, every_k="2"), TypeError,
         "every_k", "'2'", "an integer"),
     Row("flip_ratio under inject_hyperparams", lambda: injected(optax_sam.ncsam, rho=0.1),
@@ -555,7 +560,7 @@ ROWS["wsam"] += [
 ROWS["functional_sam"] = [
     *number("rho", -1, "[0, inf)", optax_sam.functional_sam),
     Row("preconditioner is a word", lambda: optax_sam.functional_sam(preconditioner="adam"),
-        TypeError, "preconditioner", "'adam'", "preconditioner=optax.scale_by_rms(0.999)"),
+        TypeError, "preconditioner", "'adam'", "preconditioner=optax_sam.scale_by_second_moment()"),
     Row("a plain loss", lambda: update(optax_sam.functional_sam()), TypeError, "loss_fn",
         "function loss_fn", "optax_sam.Objective(apply_fn, inputs, labels)"),
 ]  # fmt: skip
@@ -583,6 +588,8 @@ ROWS["msam"] = [
     *number("momentum", 1, "[0, 1)", lambda mu: optax_sam.msam(momentum=mu)),
     Row("groups", lambda: optax_sam.msam(group_size=2), ValueError, "group_size", "2",
         "Leave it out"),
+    Row("a part of the batch", lambda: optax_sam.msam(ascent_fraction=0.5), ValueError,
+        "ascent_fraction", "0.5", "Leave it out"),
     Row("state of sam", lambda: update(optax_sam.msam(), state=state_of(optax_sam.sam())),
         TypeError, "state", "SharpnessAwareState", "tx.init(params) of the same tx"),
 ]  # fmt: skip
