@@ -76,7 +76,7 @@ def objective(
 ) -> Objective:
     """The model's mean loss as an :class:`optax_sam.Objective` of its parameters.
 
-    For the methods that look inside the loss (J-SAM, L-SAM, NCSAM, groups).
+    For the methods that look inside the loss (J-SAM, Functional-SAM, L-SAM, NCSAM, groups).
 
     Args:
       model: an ``eqx.Module``, or any pytree with leaves that are no parameters.

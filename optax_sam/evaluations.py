@@ -77,6 +77,7 @@ def perturb_then_evaluate(
     Raises:
       TypeError: if ``loss_fn`` does not return a scalar, for example because
         ``jax.value_and_grad(loss)`` was passed in place of the loss.
+      ValueError: if ``perturbation`` is not like ``params``.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -119,6 +120,10 @@ def full_gradient(
     Returns:
       The loss at w + ε and the gradients.
 
+    Raises:
+      TypeError: if ``loss_fn`` does not return a scalar.
+      ValueError: if ``perturbation`` is not like ``params``.
+
     Example:
       >>> import jax.numpy as jnp, optax_sam
       >>> loss, grads = optax_sam.full_gradient(lambda w: jnp.sum(w**2), jnp.ones(1), jnp.ones(1))
@@ -137,7 +142,7 @@ def jacobian_only(
     *,
     logits: chex.ArrayTree | None = None,
 ) -> tuple[jax.Array, chex.ArrayTree]:
-    r"""Perturbs the network's Jacobian and keeps the logit term at w: J-SAM's choice.
+    r"""Perturbs the network's Jacobian and keeps the logit term at w: J-SAM and Functional-SAM.
 
     .. math:: \frac{1}{B} \sum_i J(w + \epsilon, x_i)^\top \, \partial_z \ell(f(w, x_i), y_i)
 
@@ -157,7 +162,8 @@ def jacobian_only(
 
     Raises:
       TypeError: if ``loss_fn`` is not an ``Objective``.
-      ValueError: if ``logits`` are not of the shape and dtype that the network gives.
+      ValueError: if ``logits`` are not of the shape and dtype that the network gives, or
+        ``perturbation`` is not like ``params``.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -204,6 +210,7 @@ def logit_only(
 
     Raises:
       TypeError: if ``loss_fn`` is not an ``Objective``.
+      ValueError: if ``perturbation`` is not like ``params``.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam

@@ -78,7 +78,7 @@ def objective(
 ) -> Objective:
     """The model's mean loss as an :class:`optax_sam.Objective` of its parameters.
 
-    For the methods that look inside the loss (J-SAM, L-SAM, NCSAM, groups). Like
+    For the methods that look inside the loss (J-SAM, Functional-SAM, L-SAM, NCSAM, groups). Like
     :func:`loss_function` it takes a snapshot: call it before the training step's own pass.
 
     Args:

@@ -35,8 +35,8 @@ class Objective:
 
     Calling it gives the loss, so it goes wherever a loss function goes:
     ``jax.value_and_grad(objective)(params)``. Methods that look inside the loss ask it for the
-    logits (:func:`optax_sam.jsam`, :func:`optax_sam.lsam`), for a subset of the examples with other
-    labels (NCSAM), or for groups of examples (m-SAM).
+    logits (:func:`optax_sam.jsam`, :func:`optax_sam.functional_sam`, :func:`optax_sam.lsam`), for a
+    subset of the examples with other labels (NCSAM), or for groups of examples (m-SAM).
 
     It is a pytree: all arrays are leaves. A callable that is a pytree itself, such as
     ``jax.tree_util.Partial`` or a module of arrays, keeps its arrays as leaves; any other callable

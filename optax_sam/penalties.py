@@ -37,7 +37,8 @@ def last_layer_penalty(
       The penalty, a scalar in at least float32.
 
     Raises:
-      ValueError: if a coefficient is a negative number.
+      ValueError: if a coefficient is a negative number, or ``activations`` has no examples.
+      TypeError: if ``activations`` or ``kernel`` is no array of numbers.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam

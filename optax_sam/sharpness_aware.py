@@ -99,7 +99,10 @@ def sharpness_aware(
 
 
 def get_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
-    """Collects what the methods of this package measured at the last step.
+    """Collects what the methods of this package measured at the last step with a second gradient.
+
+    With ``every_k``, ``start_step``, ``stop_step`` and ``when`` that may be an earlier step; before the
+    first one all values are 0.
 
     Args:
       opt_state: the state of any optimizer with one sharpness-aware method in it.

@@ -30,7 +30,8 @@ def restrict_to_coordinates(
       ``clean_grads`` (g); others are accepted and ignored.
 
     Raises:
-      ValueError: if ``sets`` has other letters.
+      ValueError: if ``sets`` has other letters or ``ratio_epsilon`` is negative; from ``update``, if
+        ``clean_grads`` is missing or not like the updates.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam

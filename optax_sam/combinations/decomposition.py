@@ -38,6 +38,7 @@ def subtract_orthogonal(alpha: optax.ScalarOrSchedule) -> optax.GradientTransfor
 
     Raises:
       TypeError: if ``alpha`` is neither a number nor a schedule.
+      ValueError: from ``update``, if ``clean_grads`` is missing or not like the updates.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -103,7 +104,9 @@ def reuse_orthogonal(
       :func:`optax_sam.sometimes`. Its ``update`` needs ``clean_grads`` and ``is_ascent_step``.
 
     Raises:
-      ValueError: if ``alpha`` or ``norm_epsilon`` is a negative number.
+      ValueError: if ``alpha`` or ``norm_epsilon`` is a negative number; from ``update``, if
+        ``clean_grads`` is missing or not like the updates.
+      TypeError: from ``update``, if ``is_ascent_step`` is missing or no Python bool.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam

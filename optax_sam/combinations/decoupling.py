@@ -46,6 +46,7 @@ def decouple(base: optax.GradientTransformation) -> optax.GradientTransformation
 
     Raises:
       TypeError: if ``base`` is no gradient transformation.
+      ValueError: from ``update``, if ``clean_grads`` is missing or not like the updates.
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_sam

@@ -54,7 +54,8 @@ def down_weight(
       ``clean_grads`` (g), and ``params`` if there is a mask; others are accepted and ignored.
 
     Raises:
-      ValueError: if ``alpha`` is a number outside [0, 1]; from ``update``, if the mask does not match.
+      ValueError: if ``alpha`` is a number outside [0, 1]; from ``update``, if the mask does not match
+        or lets nothing in, or if ``clean_grads`` is missing or not like the updates.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -131,7 +132,7 @@ def linear_warmup_alpha(alpha: float, warmup_epochs: int, steps_per_epoch: int) 
     r"""The authors' schedule for α: up in equal steps, one per epoch.
 
     :math:`\alpha_e = \alpha \, e / k` in epoch :math:`e = 1, 2, \dots < k`, then α. It counts the steps
-    with a second gradient: with ``every_k=2`` pass half of the steps of an epoch.
+    with a second gradient (in LookSAM all): with ``sam(every_k=2)`` pass half of the steps of an epoch.
 
     Args:
       alpha: the final strength, 0 ≤ α ≤ 1.

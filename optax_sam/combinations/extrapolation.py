@@ -23,7 +23,8 @@ def extrapolate(gamma: optax.ScalarOrSchedule) -> optax.GradientTransformationEx
       ``clean_grads`` (g); others are accepted and ignored.
 
     Raises:
-      ValueError: if ``gamma`` is a number outside [0, 1).
+      ValueError: if ``gamma`` is a number outside [0, 1); from ``update``, if ``clean_grads`` is
+        missing or not like the updates.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam

@@ -20,6 +20,9 @@ def renormalize() -> optax.GradientTransformationExtraArgs:
       An ``optax.GradientTransformationExtraArgs`` on g'. Its ``update`` needs the extra argument
       ``clean_grads`` (g); others are accepted and ignored.
 
+    Raises:
+      ValueError: from ``update``, if ``clean_grads`` is missing or not like the updates.
+
     Example:
       >>> import jax.numpy as jnp, optax_sam
       >>> stage = optax_sam.renormalize()

@@ -34,7 +34,9 @@ def adaptive(
       An ``optax.GradientTransformation`` from gradients to ε; its ``update`` needs ``params``.
 
     Raises:
-      ValueError: if ``rho`` or ``eta`` is a negative number, or ``params`` is missing.
+      ValueError: if ``rho`` or ``eta`` is a negative number; from ``update``, if ``params`` is missing,
+        or ``updates`` or ``scale_mask`` does not match it.
+      TypeError: from ``update``, if ``scale_mask`` is no pytree of bools.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam

@@ -35,7 +35,7 @@ def normalized(rho: optax.ScalarOrSchedule) -> optax.GradientTransformation:
       [0.3, 0.4]
 
     References:
-      Foret et al., ICLR 2021, arXiv 2010.01412, equation (2) with p = 2. The PyTorch codes add
+      Foret et al., ICLR 2021, arXiv 2010.01412, equation (2) with p = 2. Most PyTorch codes add
       1e-12 to the norm; google-research/sam and ``optax.contrib`` divide by it unguarded.
     """
     radius = Hyperparameter("rho", rho, minimum=0)

@@ -22,6 +22,10 @@ def scale_by_second_moment(epsilon: float = 1e-8) -> optax.GradientTransformatio
     one. Before the first step v is zero, and the direction is that of the gradient. Chain
     :func:`optax_sam.normalized` behind.
 
+    Where v is zero later, the coordinate counts as g/ε and takes nearly all of ρ: with an untied
+    embedding that happens when a token appears for the first time. The transformation of Optax above
+    suits such parameters: its moment includes the current g, so that no coordinate exceeds √1000.
+
     Args:
       epsilon: ε > 0 of Adam, added to the root.
 

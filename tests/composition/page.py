@@ -52,8 +52,8 @@ tables call backwards would turn the climb into a descent.
 - **backwards**, **undefined**: what the note says.
 - **–**: there is no such place.
 
-The incoming gradient is also the g that SANER, GSAM, WSAM and LookSAM compare g' with. Where something
-before them changes it, and that is not meant, pass the clean gradient as `clean_grads=` to `update`.
+The incoming gradient is also the g that SANER, GSAM, WSAM, Stable SAM and LookSAM compare g' with. Where
+something before them changes it, and that is not meant, pass the clean gradient as `clean_grads=` to `update`.
 `multi_transform` is another name of `partition`.
 """  # noqa: E501
 
