@@ -217,9 +217,7 @@ def instance_dependent(
     features = (features - features.mean(axis=0, keepdims=True)) / deviation
     features /= np.sqrt(features.shape[1])
 
-    # Cut on both sides alike: cutting to [0, 1] alone would shift the mean of small and large rates.
-    largest = min(rate, 1 - rate)
-    rates = rate + np.clip(random.normal(0, rate_deviation, labels.shape), -largest, largest)
+    rates = _rates_around(rate, rate_deviation, labels.size, random)
     scores = np.empty((labels.size, num_classes))
     for label in range(num_classes):
         members = labels == label
@@ -229,6 +227,15 @@ def instance_dependent(
     # The largest score plus Gumbel noise is a draw from the softmax.
     target = np.argmax(scores + random.gumbel(size=scores.shape), axis=1)
     return _apply(labels, target, _choose(rates, exact, random, total=rate))
+
+
+def _rates_around(
+    rate: float, deviation: float, number: int, random: np.random.Generator
+) -> np.ndarray:
+    """A rate for every example."""
+    # Cut on both sides alike: cutting to [0, 1] alone would shift the mean of small and large rates.
+    largest = min(rate, 1 - rate)
+    return rate + np.clip(random.normal(0, deviation, number), -largest, largest)
 
 
 CIFAR10_CLASS_MAP = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}

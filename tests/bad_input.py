@@ -184,7 +184,7 @@ def number(argument, outside, interval, call):
     """Two rows about a number: out of its range, and of another type."""
     return [
         Row(f"{argument} = {outside}", lambda: call(outside), ValueError, argument,
-            f"{outside}", interval),
+            f"got {outside}", interval),
         Row(f"{argument} = '0.1'", lambda: call("0.1"), TypeError, argument, "'0.1'",
             f"{argument} must be a"),
     ]  # fmt: skip

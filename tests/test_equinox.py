@@ -1,5 +1,6 @@
 """Equinox: models whose leaves are not all parameters, keys, and stateful layers."""
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -156,9 +157,11 @@ def test_wrt_chooses_the_parameters():
     def loss(model, x, y):
         return optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), y).mean()
 
+    expected = eqx.filter(eqx.filter_grad(loss)(model, INPUTS, LABELS), spec)
     for loss_fn in (
         loss_function(model, loss, INPUTS, LABELS, wrt=spec),
         objective(model, INPUTS, LABELS, wrt=spec),
     ):
         grads = jax.grad(loss_fn)(params)
         assert [leaf.shape for leaf in jax.tree.leaves(grads)] == [(3, 8)]
+        chex.assert_trees_all_close(grads, expected, rtol=1e-5, atol=1e-7)

@@ -214,7 +214,7 @@ def test_leaves_nothing_behind():
     """Explaining changes nothing, also after an error, and collects nothing afterwards."""
     from optax_sam._engine import decisions
 
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="no sharpness-aware method in tx"):
         explain(optax.adam(0.1), *setting())
     assert decisions.get() is None
 

@@ -113,7 +113,8 @@ class TestSharpness:
     @pytest.mark.parametrize("weights", [None, np.array([1, 0, 2, 3, 1, 1], np.float32)])
     def test_of_groups_is_m_sharpness(self, weights):
         """Group by group: its own loss at its own perturbed point, by its share of the weights."""
-        x, y = GENERATOR.normal(size=(6, 3)), GENERATOR.normal(size=6)
+        generator = np.random.default_rng(1)
+        x, y = generator.normal(size=(6, 3)), generator.normal(size=6)
         w = np.array([0.5, -1.0, 2.0])
         objective = Objective(
             lambda w, x: x @ w,
@@ -154,7 +155,7 @@ class TestSharpness:
 
 class TestCurvature:
     def test_product_is_that_of_the_hessian(self):
-        vector = GENERATOR.normal(size=6).astype(np.float32)
+        vector = np.random.default_rng(2).normal(size=6).astype(np.float32)
         params, direction = PARAMS | {"steps": jnp.arange(3)}, tree_of(vector)
         loss = lambda p: half_quadratic(jnp.float32(INDEFINITE), {k: p[k] for k in PARAMS})  # noqa: E731
         product = hessian_vector_product(loss, params, direction | {"steps": jnp.arange(3)})
@@ -188,7 +189,7 @@ class TestCurvature:
 
     def test_linear_softmax_at_zero_in_microbatches(self):
         """H = XᵀX/B ⊗ (I/C − 11ᵀ/C²), whose largest eigenvalue is that of XᵀX/B over C."""
-        inputs = jnp.asarray(GENERATOR.normal(size=(8, 4)), jnp.float32)
+        inputs = jnp.asarray(np.random.default_rng(3).normal(size=(8, 4)), jnp.float32)
         objective = Objective(lambda w, x: x @ w, inputs, jnp.arange(8) % 3, microbatch_size=4)
         result = largest_eigenvalue(objective, jnp.zeros((4, 3)), steps=12)
         expected = np.linalg.eigvalsh(inputs.T @ inputs / 8)[-1] / 3
@@ -248,7 +249,8 @@ class TestSpectrum:
 class TestSlices:
     @pytest.mark.parametrize("filter_axis", [-1, 0])
     def test_filters_have_the_lengths_of_the_parameters(self, filter_axis):
-        w, d = np.float32(GENERATOR.normal(size=(3, 4, 5))), np.ones((3, 4, 5), np.float32)
+        w = np.float32(np.random.default_rng(4).normal(size=(3, 4, 5)))
+        d = np.ones((3, 4, 5), np.float32)
         d[..., 2], d[2] = 0, 0
         result = filter_normalized(
             {"kernel": d, "scale": jnp.ones(4)},
@@ -263,7 +265,7 @@ class TestSlices:
             np.testing.assert_allclose(found, expected, rtol=1e-5)
 
     def test_line_and_plane_of_a_quadratic(self):
-        first, second = np.float32(GENERATOR.normal(size=(2, 6)))
+        first, second = np.float32(np.random.default_rng(5).normal(size=(2, 6)))
         a, b = np.linspace(-1, 1, 3), np.linspace(0, 2, 4)
         points = W + a[:, None, None] * first + b[None, :, None] * second
         expected = np.einsum("abi,ij,abj->ab", points, INDEFINITE, points) / 2
