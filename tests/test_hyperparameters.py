@@ -65,9 +65,7 @@ def test_bounds_hold_for_every_kind_of_scalar(kind):
     for inside in (0, 0.5, 1):
         check(kind(inside))
     for outside in (-0.5, 2, math.nan, math.inf, -math.inf):
-        with pytest.raises(
-            ValueError, match=rf"x must lie in \[0, 1\], got {float(outside)}|got 2"
-        ):
+        with pytest.raises(ValueError, match=rf"x must lie in \[0, 1\], got {outside:g}"):
             check(kind(outside))
     for at, bounds, interval in [
         (0, {"exclusive_minimum": True}, r"\(0, 1\]"),
@@ -217,19 +215,6 @@ def test_an_injected_value_that_is_changed_is_checked_again():
     state.hyperparams["rho"] = jnp.float32(-0.5)
     with pytest.raises(ValueError, match=r"rho must lie in \[0, inf\), got -0\.5"):
         tx.update(jax.grad(loss_fn)(params), state, params, loss_fn=loss_fn)
-
-
-@pytest.mark.parametrize("method", [optax_sam.sam, optax_sam.asam, optax_sam.saner])
-def test_a_schedule_advances_once_per_update(method):
-    radii = jnp.array([0.1, 0.2, 0.4])
-    tx = method(lambda count: radii[count], mask=None)
-    params, loss_fn = jnp.array([1.0, -2.0]), lambda w: jnp.sum(w**4)
-    state = tx.init(params)
-    norms = []
-    for _ in range(3):
-        _, state = tx.update(jax.grad(loss_fn)(params), state, params, loss_fn=loss_fn)
-        norms.append(float(optax.tree.get(state, "perturbation_norm")))
-    np.testing.assert_allclose(np.divide(norms, norms[0]), [1, 2, 4], rtol=1e-5)
 
 
 def test_integers():

@@ -262,26 +262,8 @@ def test_12_the_reported_loss_is_the_clean_one(make):
 # 14, a resumed run that differs: tests/examples/image_classification/test_image_runs.py resumes one.
 
 
-@every_method
-def test_15_the_weights_are_never_written(make):
-    """Left perturbed where a parameter has no second gradient, or drifting by restoring with a
-    subtraction, in several PyTorch codes."""
-    params = mlp_parameters() | {"unused": jnp.ones(3), "steps": jnp.array([1])}
-    tx = optax.chain(make(0.7), optax.sgd(0.0))
-    state, now = tx.init(params), params
-
-    @jax.jit
-    def train_step(params, state, x, y):
-        objective = Objective(apply_mlp, x, y)
-        floating = {k: v for k, v in params.items() if k != "steps"}
-        grads = jax.grad(lambda p: objective(p | {"steps": params["steps"]}))(floating)
-        grads["steps"] = jnp.zeros_like(params["steps"])
-        updates, state = tx.update(grads, state, params, loss_fn=objective)
-        return optax.apply_updates(params, updates), state
-
-    for seed in range(20):
-        now, state = train_step(now, state, *examples(seed))
-    chex.assert_trees_all_equal(now, params)
+# 15, weights left perturbed, or drifting by restoring with a subtraction, in several PyTorch codes:
+# tests/test_contracts.py, test_zero_learning_rate_keeps_the_parameters_bit_identical.
 
 
 class Network(nn.Module):
@@ -399,14 +381,5 @@ def test_16_friendly_sam_averages_the_raw_gradient():
     np.testing.assert_allclose(state.average, [4.5])  # of 4, then 3, then 4.5
 
 
-@pytest.mark.parametrize("microbatch_size", [2, 4])
-def test_18_microbatches_are_averaged_not_summed(microbatch_size):
-    """Gradients of a split batch summed instead of averaged (Keras)."""
-    inputs, labels = examples(batch_size=8)
-    objective = Objective(apply_mlp, inputs, labels)
-    params = mlp_parameters()
-    cut = objective.replace(microbatch_size=microbatch_size)
-    loss, grads = jax.value_and_grad(cut)(params)
-    expected_loss, expected = jax.value_and_grad(objective)(params)
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads, expected)
+# 18, gradients of microbatches summed instead of averaged (Keras): tests/test_microbatches.py,
+# test_value_and_gradient.

@@ -93,6 +93,15 @@ SHARED = [
     "tests/test_optax_wrappers.py",
 ]  # fmt: skip
 
+# What no mutant runs: slow, or about programs and pages, or the areas' own tests again.
+LEFT_OUT_TESTS = [
+    "tests/benchmarks", "tests/clients", "tests/composition", "tests/examples",
+    "tests/per_example/test_convolutions.py", "tests/per_example/test_convolutions_of_groups.py",
+    "tests/test_docs_pages.py", "tests/test_golden.py", "tests/test_many_leaves.py",
+    "tests/test_ncsam_labels.py", "tests/test_notebooks.py", "tests/test_processes.py",
+    "tests/test_published_updates.py", "tests/test_sharding.py",
+]  # fmt: skip
+
 # Unions in annotations look like arithmetic, and one variant per place is enough.
 LEFT_OUT = ("BitOr", "ExceptionReplacer", "ReplaceUnaryOperator_Delete_Invert")
 

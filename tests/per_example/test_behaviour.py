@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import re
-import warnings
 
 import equinox as eqx
 import flax.linen as nn
@@ -447,9 +446,3 @@ def test_wrong_arguments(arguments, error, message):
 def test_needs_an_objective():
     with pytest.raises(TypeError, match="Objective"):
         per_example_gradient(lambda w: jnp.sum(w**2), jnp.ones(2), 0.1)
-
-
-def test_no_warnings_in_ordinary_use():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        per_example_gradient(*problem("sliced weights"), 0.1)
