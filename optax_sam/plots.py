@@ -2,7 +2,8 @@
 
 Every picture is transparent, with text and colors that stand out from white paper and from a dark page,
 and colors that are told apart with any kind of color vision. Color is never alone: lines have dashes,
-points have shapes, areas have letters, and each line is named at its end instead of in a legend.
+points have shapes, areas of 4 % and more have letters, and each line is named at its end instead of in
+a legend.
 
 Each function draws on the ``axes`` of Matplotlib that it is given, or on new ones, and returns them:
 ``plots.curves(...).figure.savefig("curves.svg")``. pyplot is not used, so nothing is left open.
@@ -44,8 +45,8 @@ def curves(
 
     Args:
       series: name → values, shape ``(k,)``, or ``(runs, k)`` for a mean with a band of one standard
-        deviation over the runs; NaN where there is no value. At most 10. A name may have several
-        lines of text.
+        deviation over the runs; NaN where there is no value: mean and band are those of the runs that
+        have one. At most 10. A name may have several lines of text.
       x: shape ``(k,)``; None counts from 1.
       xlabel: the name of x.
       ylabel: what the values are, with the unit.
@@ -84,11 +85,12 @@ def curves(
     for index, (name, runs) in enumerate(values.items()):
         color = COLORS[index % len(COLORS)]
         dashes = DASHES[(index + index // len(COLORS)) % len(DASHES)]
-        mean = runs.mean(axis=0)
+        runs = np.ma.masked_array(runs, np.isnan(runs))
+        mean = runs.mean(axis=0).filled(np.nan)
         marker = "o" if np.isfinite(mean).sum() == 1 else ""
         lines += axes.plot(along, mean, color=color, linestyle=dashes, marker=marker, label=name)
         if len(runs) > 1:
-            deviation = runs.std(axis=0, ddof=1)
+            deviation = runs.std(axis=0, ddof=1).filled(np.nan)
             axes.fill_between(
                 along, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0
             )
@@ -164,7 +166,8 @@ def density(spectrum: Spectrum, *, width: float = 0.01, axes: Axes | None = None
 
     Args:
       spectrum: of :func:`optax_sam.diagnostics.hessian_spectrum`.
-      width: of the Gaussian that stands for a point, as a share of the range, above 0.
+      width: of the Gaussian that stands for a point, as a share of the range of the eigenvalues and 0,
+        above 0.
       axes: where to draw; None makes a new figure.
 
     Returns:

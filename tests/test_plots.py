@@ -123,6 +123,15 @@ def test_curves_of_several_runs_have_their_mean_and_band():
     assert (heights.min(), heights.max()) == pytest.approx((2 - np.sqrt(2), 4 + np.sqrt(2)))
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_run_without_a_value_leaves_mean_and_band_to_the_others():
+    nan = float("nan")
+    axes = plots.curves({"a": [[1.0, 2.0, nan], [3.0, 4.0, nan], [nan, nan, nan]]})
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), [2, 3, nan])
+    heights = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((2 - np.sqrt(2), 3 + np.sqrt(2)))
+
+
 def test_draws_on_given_axes():
     figure = Figure()
     left, right = figure.subplots(1, 2)
