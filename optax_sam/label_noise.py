@@ -160,11 +160,12 @@ def instance_dependent(
 ) -> NoisyLabels:
     r"""Wrong labels that depend on the example: similar inputs are mistaken for the same classes.
 
-    Example i has its own flip rate :math:`q_i \sim \mathcal{N}(\text{rate}, 0.1^2)`, cut to an interval
-    around the rate inside [0, 1]. Its wrong class follows the softmax of :math:`x_i^\top W_{y_i}` over
-    the other classes, with one standard-normal projection :math:`W_c` for each class c. The inputs are
-    standardized (mean 0 and variance 1 over the data set) and scaled by
-    :math:`1/\sqrt{\text{features}}`, so the strength of the dependence does not grow with their size.
+    Example i has its own flip rate :math:`q_i \sim \mathcal{N}(\text{rate}, \sigma^2)`, where σ is
+    ``rate_deviation``, cut to an interval around the rate inside [0, 1]. Its wrong class follows the
+    softmax of :math:`x_i^\top W_{y_i}` over the other classes, with one standard-normal projection
+    :math:`W_c` for each class c. The inputs are standardized (mean 0 and variance 1 over the data set)
+    and scaled by :math:`1/\sqrt{\text{features}}`, so the strength of the dependence does not grow with
+    their size.
 
     Args:
       inputs: real array, shape ``(n, ...)``.
@@ -172,8 +173,8 @@ def instance_dependent(
       rate: mean share of wrong labels, 0 ≤ rate ≤ 1.
       num_classes: number of classes, at least 2.
       seed: seed of the random generator; the same seed gives the same noise.
-      exact: change exactly ``round(rate * n)`` labels, drawn in proportion to their rates' odds, or
-        each label i with probability q_i.
+      exact: change exactly ``round(rate * n)`` labels, label i with a probability close to q_i (Pareto
+        sampling), or each label i with probability q_i.
       rate_deviation: standard deviation of the flip rates, at least 0.
 
     Returns:

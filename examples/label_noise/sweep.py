@@ -1,6 +1,6 @@
 """Sweeps the radius of every method, SANER's α and NCSAM's κ, and writes one table.
 
-python examples/label_noise/sweep.py --output docs/results/rho_sweep.csv
+python examples/label_noise/sweep.py --seeds 0 1 --output docs/results/rho_sweep.csv
 """
 
 import csv
