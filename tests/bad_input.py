@@ -1276,7 +1276,7 @@ ROWS["diagnostics.memorization"] = [
         remedy)
     for argument, what, args, error, echo, remedy in (
         ("logits", "predictions", (NOISY, NOISY, CHANGED), ValueError, "(6,)", "(n, classes)"),
-        ("logits", "complex", (1j * SCORES, NOISY, CHANGED), TypeError, "complex", "real numbers"),
+        ("logits", "complex", (1j * SCORES, NOISY, CHANGED), TypeError, "complex", "before argmax"),
         ("changed", "of other examples", (SCORES[:3], NOISY, CHANGED), ValueError, "(6,)", "(3,)"),
         ("changed", "0 and 1", (SCORES, NOISY, 1 * CHANGED), TypeError, "int32", "astype(bool)"),
         ("changed", "(n, 1)", (SCORES, NOISY, CHANGED[:, None]), ValueError, "(6, 1)", "(6,)"),
@@ -1284,10 +1284,14 @@ ROWS["diagnostics.memorization"] = [
         ("changed", "exchanged", (SCORES, CHANGED, NOISY), TypeError, "int32", "astype(bool)"),
         ("noisy_labels", "(n, 1)", (SCORES, NOISY[:, None], CHANGED), ValueError, "(6, 1)", "(6,)"),
         ("noisy_labels", "one-hot", (SCORES, SCORES, CHANGED), ValueError, "(6, 3)", "argmax"),
-        ("noisy_labels", "floats", (SCORES, 1.0 * NOISY, CHANGED), TypeError, "float32", "integers"),
+        ("noisy_labels", "floats", (SCORES, 1.0 * NOISY, CHANGED), TypeError, "float64", "integers"),
+        ("noisy_labels", "names", (SCORES, np.array(["cat", "dog"] * 3), CHANGED), TypeError, "<U3",
+         "np.unique"),
         ("noisy_labels", "-1", (SCORES, NOISY - 1, CHANGED), ValueError, "-1 to 1", "[0, 3)"),
+        ("noisy_labels", "too large", (SCORES, NOISY + 1, CHANGED), ValueError, "1 to 3",
+         "a logit for every class"),
         ("true_labels", "too few", (SCORES, NOISY, CHANGED, NOISY[:3]), ValueError, "(3,)", "(6,)"),
-        ("true_labels", "floats", (SCORES, NOISY, CHANGED, 1.0 * NOISY), TypeError, "float32",
+        ("true_labels", "floats", (SCORES, NOISY, CHANGED, 1.0 * NOISY), TypeError, "float64",
          "integers"),
     )
 ]  # fmt: skip
@@ -1298,7 +1302,8 @@ ROWS["diagnostics.start_recording"] = [
     for what, labels, error, echo, remedy in (
         ("one-hot", SCORES, ValueError, "(6, 3)", "argmax"),
         ("none", np.zeros(0, int), ValueError, "(0,)", "at least 1"),
-        ("floats", 1.0 * NOISY, TypeError, "float32", "integers"),
+        ("floats", 1.0 * NOISY, TypeError, "float64", "integers"),
+        ("names", np.array(["cat", "dog"] * 3), TypeError, "<U3", "np.unique"),
         ("-1", NOISY - 1, ValueError, "-1", "Leave examples without a label out"),
     )
 ]  # fmt: skip
@@ -1338,6 +1343,8 @@ ROWS["diagnostics.record_epoch"] = [
          "loss_fn", "lambda params, inputs"),
         ("logits", "with batch statistics", (RECORDING, with_statistics, PARAMS, INPUTS), TypeError,
          "float32[6, 3]", "the logits alone"),
+        ("logits", "too few classes", (RECORDING, lambda p, x: apply_fn(p, x)[:, :2], PARAMS, INPUTS),
+         ValueError, "(6, 2) have no class 2", "a logit for every class"),
         ("logits", "the loss", (RECORDING, two_arguments, PARAMS, INPUTS[:, :1, None]), ValueError,
          "()", "(6, classes)"),
         ("inputs", "too few", (RECORDING, apply_fn, PARAMS, INPUTS[:3]), ValueError,
@@ -1367,7 +1374,7 @@ ROWS["diagnostics.auroc"] = [
          "wrong[suspects.examples]"),
         ("a matrix", (SCORES, SCORES > 0), ValueError, "scores", "(6, 3)", "(n,)"),
         ("0 and 1", (NOISY, 1 * CHANGED), TypeError, "wrong", "int64", "astype(bool)"),
-        ("words", (np.array(["a"] * 6), CHANGED), TypeError, "scores", "<U1", "real numbers"),
+        ("words", (np.array(["a"] * 6), CHANGED), TypeError, "scores", "<U1", "suspects.scores"),
     )
 ]  # fmt: skip
 DIRECTION_REMEDY = "a direction in parameter space"

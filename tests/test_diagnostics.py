@@ -93,6 +93,11 @@ class TestMemorization:
         assert np.isnan(memorization(self.LOGITS, self.NOISY, none).memorized)
         assert np.isnan(memorization(self.LOGITS, self.NOISY, ~none).clean_fit)
 
+    def test_a_row_with_nan_predicts_nothing(self):
+        """Argmax would say class 0, a noisy label here and a true one there."""
+        diverged = jnp.full_like(self.LOGITS, jnp.nan)
+        assert memorization(diverged, self.NOISY, self.CHANGED, self.TRUE) == (0, 0, 0)
+
     def test_under_jit(self):
         arguments = (self.LOGITS, self.NOISY, self.CHANGED, self.TRUE)
         assert jax.jit(memorization)(*arguments) == memorization(*arguments)

@@ -58,8 +58,9 @@ def assert_expected(recording):
         np.testing.assert_allclose(value, getattr(EXPECTED, name), rtol=2e-5, atol=1e-6)
 
 
+@jax.tree_util.Partial
 def look_up(logits, rows):
-    """A network whose parameters are its logits."""
+    """A network whose parameters are its logits; it is compiled once for all epochs."""
     return logits[rows]
 
 
@@ -94,17 +95,20 @@ class TestRecording:
         jax.jit(lambda recording: recording, donate_argnums=0)(start_recording(labels))
         assert not labels.is_deleted()
 
-    def test_one_compilation_for_all_chunks_and_epochs(self):
+    def test_a_plain_function_is_read_anew_in_each_epoch_and_compiled_once_for_its_chunks(self):
+        """As that of nnx, whose function closes over the model."""
         shapes = []
 
-        def network(logits, rows):
+        def network(_, rows):
             shapes.append(rows.shape)
             return logits[rows]
 
-        recording = start_recording(LABELS)
-        for logits in LOGITS[:2]:
-            recording = record_epoch(recording, network, logits, np.arange(SIZE), chunk_size=4)
-        assert shapes == [(4,)]
+        recording = expected = start_recording(LABELS)
+        for logits in jnp.asarray(LOGITS[:2]):
+            recording = record_epoch(recording, network, None, np.arange(SIZE), chunk_size=4)
+            expected = record_batch(expected, logits, np.arange(SIZE))
+        jax.tree.map(np.testing.assert_array_equal, recording, expected)
+        assert shapes == [(4,)] * 2
 
     def test_a_partial_is_an_argument_and_not_a_reason_to_compile(self):
         traces = []
@@ -179,6 +183,16 @@ class TestRecording:
         labels = np.where(np.arange(SIZE) == 2, CLASSES, LABELS)
         recording = jax.jit(record_batch)(start_recording(labels), LOGITS[0, :4], np.arange(4))
         assert np.isnan(recording.loss).nonzero()[0].tolist() == [2]
+
+    def test_logits_with_nan_predict_nothing_and_come_first_among_the_suspects(self):
+        """Not class 0, as argmax has it: a network that has diverged has learned no label."""
+        logits = LOGITS[0, :4].copy()
+        logits[1] = np.nan
+        recording = record_batch(start_recording(np.zeros(SIZE, int)), logits, np.arange(4))
+        assert not recording.agrees[1]
+        suspects = rank_suspects(recording)
+        assert suspects.examples[0] == 1
+        assert (np.diff(suspects.scores[1:]) <= 0).all()
 
 
 class TestSuspects:

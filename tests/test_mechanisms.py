@@ -99,6 +99,12 @@ class TestDamping:
         np.testing.assert_allclose(found, self.expected(perturbed * ~in_b), rtol=1e-3, atol=1e-5)
         assert in_b.any()
 
+    def test_what_else_the_method_needs(self):
+        ones, given = as_params(np.ones((4, 3))), (objective(), as_params(W), WRONG)
+        preconditioned = optax_sam.functional_sam(0.5, optax_sam.scale_by_second_moment())
+        found = damping(preconditioned, *given, second_moment=ones)
+        np.testing.assert_allclose(found, damping(optax_sam.functional_sam(0.5), *given), atol=1e-5)
+
     def test_is_nothing_where_no_example_is_or_where_sgd_makes_no_progress(self):
         opposite = Objective(linear, jnp.ones((3, 1)), jnp.array([0, 0, 1]))
         params, wrong = {"w": jnp.zeros((1, 2))}, np.array([False, False, True])

@@ -55,6 +55,26 @@ def vector_of(tree):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
+def test_a_plain_loss_is_read_anew_and_a_pytree_compiled_once():
+    """A training loop binds its batch to a name that the loss closes over."""
+    traces = []
+
+    def loss(w):
+        return batch * w**2
+
+    def of_argument(batch, w):
+        traces.append("trace")
+        return batch * w**2
+
+    tx, w = optax_sam.sam(1.0), jnp.ones([])
+    for batch in (1.0, 2.0):
+        assert sharpness(tx, loss, w).rise == 3 * batch
+        assert hessian_vector_product(loss, w, w) == 2 * batch
+        assert sharpness(tx, jax.tree_util.Partial(of_argument, batch), w).rise == 3 * batch
+        traces.append(batch)
+    assert traces[-2:] == [1.0, 2.0]  # nothing was traced for the second batch
+
+
 class TestSharpness:
     H = INDEFINITE
     G = INDEFINITE @ W

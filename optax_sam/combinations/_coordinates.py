@@ -12,7 +12,7 @@ class CoordinateSets(NamedTuple):
     Attributes:
       a: r ≥ 1, the perturbed gradient is magnified.
       b: 0 < r < 1, it is down-weighted: where noisy gradients dominate.
-      c: r ≤ 0, it changed sign (also: the clean gradient is zero).
+      c: r ≤ 0, it changed sign (also: the clean gradient is zero, or one of the two is NaN).
     """
 
     a: jax.Array

@@ -2,6 +2,10 @@
 
 Which labels are suspect without a correct one (training dynamics), how much of the noise is memorized,
 how sharp the loss is, and how SANER, J-SAM and NCSAM do what they do.
+
+A plain function that an instrument gets is compiled anew in each call, as what it closes over may have
+changed. One that is a pytree, such as ``optax_sam.Objective`` or ``jax.tree_util.Partial``, is an
+argument of one compiled program: whatever changes must be one of its arrays.
 """
 
 from optax_sam.diagnostics.compensation import (

@@ -23,7 +23,8 @@ class CompensationGeometry(NamedTuple):
     Attributes:
       sam_length: scalar, ‖ρ g/‖g‖‖.
       length: scalar, ‖s g*‖, the length of the compensation.
-      angle: scalar, between the compensation and SAM's perturbation.
+      angle: scalar, between the compensation and SAM's perturbation; NaN where one of them is zero, as
+        the compensation is before ``start_step`` and where the schedule of s is 0.
       sum_length: scalar, of their sum, before it is projected to the ball.
       sum_angle: scalar, between the sum and SAM's perturbation.
     """
@@ -94,19 +95,20 @@ def compensation_geometry(
     Costs a gradient, a forward pass, and the gradient of the flipped examples.
 
     Args:
-      compensation: :func:`optax_sam.add_noise_compensation` as the method has it.
+      compensation: :func:`optax_sam.add_noise_compensation` as the method has it. Keep it: another one,
+        even if it is equal, is compiled anew.
       rho: ρ ≥ 0.
       objective: the loss of the batch.
       params: the parameters w.
       state: of ``compensation``: which step it is, for a schedule of s and for the draw of the
-        examples; None: the first step. In the state of :func:`optax_sam.ncsam` it is the only
-        :class:`optax_sam.NoiseCompensationState`.
+        examples; None: the first step. There NCSAM's own schedule is 0: pass a later state. In the
+        state of :func:`optax_sam.ncsam` it is the only :class:`optax_sam.NoiseCompensationState`.
 
     Returns:
       :class:`CompensationGeometry`.
 
     Raises:
-      ValueError: if ``rho`` is negative.
+      ValueError: if ``rho`` is negative, or ``flip_ratio`` chooses no example of the batch.
       TypeError: if ``objective`` is not an ``Objective``, or ``compensation`` is another stage.
 
     Example:

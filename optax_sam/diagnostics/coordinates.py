@@ -18,7 +18,7 @@ class CoordinateShares(NamedTuple):
     Attributes:
       a: r ≥ 1, the perturbed gradient is at least as large.
       b: 0 < r < 1, it is down-weighted.
-      c: r ≤ 0, it changed sign, or the clean gradient is zero.
+      c: r ≤ 0, it changed sign, or the clean gradient is zero, or one of the two is NaN.
     """
 
     a: jax.Array

@@ -41,7 +41,8 @@ def hessian_vector_product(
     Forward-mode differentiation of the gradient: the cost of 2 to 2.5 gradients.
 
     Args:
-      loss_fn: ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`.
+      loss_fn: ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`. A plain
+        function is compiled anew in each call, an ``Objective`` or a ``jax.tree_util.Partial`` once.
       params: the parameters w.
       vector: v, a pytree like ``params``.
 
@@ -83,7 +84,8 @@ def largest_eigenvalue(
 
     Args:
       loss_fn: ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`, of which
-        ``microbatch_size`` bounds the memory over a whole data set.
+        ``microbatch_size`` bounds the memory over a whole data set. A plain function is compiled anew
+        in each call, an ``Objective`` or a ``jax.tree_util.Partial`` once.
       params: the parameters w.
       steps: at least 1; see whether ``residual`` is small against ``value``.
       seed: of the random start.

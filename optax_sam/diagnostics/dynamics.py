@@ -1,5 +1,6 @@
 """How training treats every example over the epochs, without knowing a correct label."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ from jax.typing import ArrayLike
 from optax_sam import _batches, _tree
 from optax_sam._checks import call, check_callable, is_array_of, kinds, known_values, show
 from optax_sam._hyperparameters import check_integer
-from optax_sam.objectives import is_pytree
+from optax_sam.diagnostics._compiled import bind
+from optax_sam.diagnostics._labels import as_labels, predicted
 
 
 class Recording(NamedTuple):
@@ -28,7 +30,8 @@ class Recording(NamedTuple):
       squared_deviations: shape ``(n,)``, sum of squared deviations of that probability from its mean.
       agreements: int32, shape ``(n,)``, how often the label was predicted.
       forgetting_events: int32, shape ``(n,)``, how often it was predicted, and the next time not.
-      agrees: bools, shape ``(n,)``, whether it was predicted the last time.
+      agrees: bools, shape ``(n,)``, whether it was predicted the last time; logits with NaN predict
+        nothing.
       rival: int32, shape ``(n,)``, the likeliest other class the last time.
     """
 
@@ -45,7 +48,9 @@ class Recording(NamedTuple):
 
 
 class TrainingDynamics(NamedTuple):
-    """The result of :func:`training_dynamics`; NaN where an example was never recorded.
+    """The result of :func:`training_dynamics`.
+
+    Where an example was never recorded the integers are 0 and the rest is NaN.
 
     Attributes:
       times: int32, shape ``(n,)``, how often an example was recorded.
@@ -78,25 +83,14 @@ def start_recording(labels: ArrayLike) -> Recording:
 
     Raises:
       ValueError: if ``labels`` do not have one axis, or a concrete one is negative.
-      TypeError: if they are not integers.
+      TypeError: if they are not integers, such as the names of classes.
 
     Example:
       >>> from optax_sam.diagnostics import start_recording
       >>> start_recording([0, 1, 1]).times.tolist()
       [0, 0, 0]
     """
-    labels = jnp.asarray(labels)
-    if labels.ndim != 1 or not labels.size:
-        raise ValueError(
-            f"labels must have shape (n,) with n of at least 1, got {labels.shape}. For one-hot labels "
-            "take their argmax."
-        )
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers, got dtype {labels.dtype}.")
-    if not isinstance(labels, jax.core.Tracer) and (lowest := int(labels.min())) < 0:
-        raise ValueError(
-            f"labels must be at least 0, got {lowest}. Leave examples without a label out."
-        )
+    labels = as_labels("labels", labels)
     labels = jnp.array(labels, jnp.int32)  # a copy: the recording may be donated
 
     def zeros(dtype: Any) -> jax.Array:
@@ -171,7 +165,9 @@ def record_batch(recording: Recording, logits: ArrayLike, indices: ArrayLike) ->
                 f"indices must differ, got {rows[counts > 1][0]} twice. Record the batches of a step "
                 "with repeated examples one after the other."
             )
-    _check_logits(logits, indices.shape[0], recording.labels)
+    known = known_values(recording.labels)
+    largest = None if known is None else int(known.max())
+    _check_logits(logits, indices.shape[0], largest)
     changed: Recording = _record(recording, logits, indices)
     return changed
 
@@ -186,13 +182,14 @@ def record_epoch(
 ) -> Recording:
     """Adds the network's outputs for all examples: one forward pass over the data set.
 
-    Chunk by chunk, in the memory of one, by one compiled program for all chunks and epochs. The
-    inputs may stay on the host: only a chunk at a time is sent to the device.
+    Chunk by chunk, in the memory of one, by one compiled program for all chunks. The inputs may stay on
+    the host: only a chunk at a time is sent to the device.
 
     Args:
       recording: what was recorded so far.
-      apply_fn: ``apply_fn(params, inputs) -> logits``, in inference mode. Pass the same function every
-        time, not a new lambda, which would be compiled anew.
+      apply_fn: ``apply_fn(params, inputs) -> logits``, in inference mode. A plain function is compiled
+        anew in each call, as what it closes over may have changed. To compile once over the epochs,
+        pass ``jax.tree_util.Partial(model.apply)``.
       params: what ``apply_fn`` takes first; may hold batch statistics too.
       inputs: array or pytree of arrays, of JAX or NumPy, with n rows in the order of the labels.
       chunk_size: how many examples to compute at once, at least 1.
@@ -201,7 +198,8 @@ def record_epoch(
       The new :class:`Recording`.
 
     Raises:
-      ValueError: if the inputs do not have one row per label, or ``chunk_size`` is below 1.
+      ValueError: if the inputs do not have one row per label, the logits no class of a label, or
+        ``chunk_size`` is below 1.
       TypeError: if ``apply_fn`` is not callable or does not return real logits, one row per example.
 
     Example:
@@ -222,10 +220,12 @@ def record_epoch(
             f"inputs must have one row for each of the {size} labels of the recording, got "
             f"{kinds(inputs)}. Give the whole data set, in the order of the labels."
         )
-    measure = _measure_pytree if is_pytree(apply_fn) else _measure_static
+    labels = jnp.asarray(recording.labels)
+    is_known = not isinstance(labels, jax.core.Tracer) and labels.is_fully_addressable
+    measure = bind(_measure, apply_fn, largest=int(labels.max()) if is_known else None)
     seen = []
     for rows, new in _chunks(size, chunk_size):
-        observation = measure(apply_fn, params, *_take((inputs, recording.labels), rows))
+        observation = measure(params, *_take((inputs, labels), rows))
         seen.append(_take(observation, new))
     whole: _Observation = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *seen)
     changed: Recording = _add_epoch(recording, whole)
@@ -302,7 +302,7 @@ def _observe(logits: jax.Array, labels: jax.Array) -> _Observation:
         loss=-log_probability,
         margin=own - jnp.max(others, axis=1),
         confidence=jnp.exp(log_probability),
-        agrees=jnp.argmax(logits, axis=1) == labels,
+        agrees=predicted(logits) == labels,
         rival=jnp.argmax(others, axis=1),
     )
 
@@ -350,8 +350,14 @@ def _record(recording: Recording, logits: jax.Array, indices: jax.Array) -> Reco
 _add_epoch = jax.jit(_add)
 
 
+@functools.partial(jax.jit, static_argnames="largest")
 def _measure(
-    apply_fn: Callable[..., Any], params: Any, inputs: Any, labels: jax.Array
+    apply_fn: Callable[..., Any],
+    params: Any,
+    inputs: Any,
+    labels: jax.Array,
+    *,
+    largest: int | None,
 ) -> _Observation:
     logits = call(
         "apply_fn",
@@ -361,13 +367,8 @@ def _measure(
         takes="(params, inputs)",
         remedy="Bind the rest: apply_fn=lambda params, inputs: ...",
     )
-    _check_logits(logits, labels.shape[0], labels)
+    _check_logits(logits, labels.shape[0], largest)
     return _observe(logits, labels)
-
-
-_Measure = Callable[[Callable[..., Any], Any, Any, jax.Array], _Observation]
-_measure_pytree: _Measure = jax.jit(_measure)
-_measure_static: _Measure = jax.jit(_measure, static_argnums=0)
 
 
 def _chunks(size: int, chunk_size: int) -> Iterator[tuple[slice, slice]]:
@@ -393,7 +394,8 @@ def _check_recording(recording: Any) -> None:
         )
 
 
-def _check_logits(logits: Any, count: int, labels: jax.Array) -> None:
+def _check_logits(logits: Any, count: int, largest: int | None) -> None:
+    """Refuses what is no logit for each of so many examples; ``largest`` is the largest known label."""
     if not is_array_of(logits, jnp.floating) and not is_array_of(logits, jnp.integer):
         raise TypeError(
             f"logits must be one array of real numbers, got {kinds(logits)}. Let apply_fn return the "
@@ -404,9 +406,8 @@ def _check_logits(logits: Any, count: int, labels: jax.Array) -> None:
             f"logits must have shape ({count}, classes) with at least 2 classes, got {logits.shape}. "
             "For one logit z of two classes stack zeros and z."
         )
-    values = known_values(labels)
-    if values is not None and values.max() >= logits.shape[1]:
+    if largest is not None and largest >= logits.shape[1]:
         raise ValueError(
-            f"logits of shape {logits.shape} have no class {values.max()}, which is among the labels "
+            f"logits of shape {logits.shape} have no class {largest}, which is among the labels "
             "of the recording. Return a logit for every class."
         )

@@ -103,6 +103,7 @@ def damping(
     params: chex.ArrayTree,
     wrong: ArrayLike,
     opt_state: optax.OptState | None = None,
+    **extra_args: Any,
 ) -> Damping:
     r"""How much less than SGD a step of a method fits the wrong labels, and the right ones.
 
@@ -115,11 +116,13 @@ def damping(
     damps both alike. Costs a gradient more than a training step with the method.
 
     Args:
-      method: a sharpness-aware method alone, without the optimizer behind it.
+      method: a sharpness-aware method alone, without the optimizer behind it. Keep it: another one,
+        even if it is equal, is compiled anew.
       objective: the loss of the batch; its penalty is left out.
       params: the parameters w.
       wrong: bools, shape ``(B,)``, True where the label is wrong.
       opt_state: of ``method``, if it remembers; None: the initial one.
+      **extra_args: arrays that the method needs in ``update`` besides, such as ``second_moment``.
 
     Returns:
       :class:`Damping`.
@@ -151,7 +154,7 @@ def damping(
             f"method must be a sharpness-aware method alone, but its state is {type(state).__name__}. "
             "Pass optax_sam.saner(0.05), not the optax.chain with the optimizer."
         )
-    result: Damping = _damping(objective, params, wrong, state, method=method)
+    result: Damping = _damping(objective, params, wrong, state, extra_args, method=method)
     return result
 
 
@@ -210,6 +213,7 @@ def _damping_of(
     params: chex.ArrayTree,
     wrong: jax.Array,
     state: optax.OptState,
+    extra_args: dict[str, Any],
     *,
     method: optax.GradientTransformation,
 ) -> Damping:
@@ -217,7 +221,7 @@ def _damping_of(
     plain = _sum(*parts)
     without_penalty = objective.replace(penalty=None)
     update = optax.with_extra_args_support(method).update
-    direction, _ = update(plain, state, params, loss_fn=without_penalty)
+    direction, _ = update(plain, state, params, **({"loss_fn": without_penalty} | extra_args))
 
     def damped(part: chex.ArrayTree) -> jax.Array:
         by_sgd, by_method = _tree.dot(plain, part), _tree.dot(direction, part)

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
+
+from optax_sam.diagnostics._labels import as_labels, predicted
 
 
 class Memorization(NamedTuple):
@@ -29,6 +30,8 @@ def memorization(
     true_labels: ArrayLike | None = None,
 ) -> Memorization:
     """Accuracies on the wrongly and on the correctly labelled training examples.
+
+    A row of logits with NaN predicts nothing: a network that has diverged has not memorized a label.
 
     Args:
       logits: shape ``(n, classes)``, of the training examples.
@@ -60,41 +63,28 @@ def memorization(
     if not (
         jnp.issubdtype(logits.dtype, jnp.floating) or jnp.issubdtype(logits.dtype, jnp.integer)
     ):
-        raise TypeError(f"logits must be real numbers, got dtype {logits.dtype}.")
+        raise TypeError(
+            f"logits must be real numbers, got dtype {logits.dtype}. Pass the network's outputs before "
+            "argmax."
+        )
     size, classes = logits.shape
-    _check_shape("changed", changed, size, "")
+    if changed.shape != (size,):
+        raise ValueError(
+            f"changed must have shape ({size},), got {changed.shape}. It has one value per example."
+        )
     if changed.dtype != jnp.bool_:
         raise TypeError(
             f"changed must be bools, got dtype {changed.dtype}. Pass changed.astype(bool), or "
             "noisy_labels != true_labels."
         )
-    predictions = jnp.argmax(logits, axis=-1)
-    follows_label = predictions == _labels("noisy_labels", noisy_labels, size, classes)
+    predictions = predicted(logits)
+    follows_label = predictions == as_labels("noisy_labels", noisy_labels, size, classes)
 
     def share(hits: jax.Array, among: jax.Array) -> jax.Array:
         return jnp.sum(hits & among) / jnp.sum(among)
 
     recovered = jnp.asarray(jnp.nan)
     if true_labels is not None:
-        is_true = predictions == _labels("true_labels", true_labels, size, classes)
+        is_true = predictions == as_labels("true_labels", true_labels, size, classes)
         recovered = share(is_true, changed)
     return Memorization(share(follows_label, changed), recovered, share(follows_label, ~changed))
-
-
-def _labels(name: str, labels: ArrayLike, size: int, classes: int) -> jax.Array:
-    labels = jnp.asarray(labels)
-    _check_shape(name, labels, size, " For one-hot labels take their argmax.")
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"{name} must be integers, got dtype {labels.dtype}.")
-    if not isinstance(labels, jax.core.Tracer) and size:
-        values = np.asarray(labels)
-        if values.min() < 0 or values.max() >= classes:
-            raise ValueError(
-                f"{name} must lie in [0, {classes}), got values from {values.min()} to {values.max()}."
-            )
-    return labels
-
-
-def _check_shape(name: str, array: jax.Array, size: int, remedy: str) -> None:
-    if array.shape != (size,):
-        raise ValueError(f"{name} must have shape ({size},), got {array.shape}.{remedy}")

@@ -55,7 +55,8 @@ def sharpness(
     the ball; ``sam(rho, ascent_steps=n)`` comes closer.
 
     ``group_size=m`` of this function gives the groups one by one: ``.rise.max()`` is that of the worst
-    group, ``.rise.argmax()`` says which, and ``.rise.mean()`` is m-sharpness.
+    group, ``.rise.argmax()`` says which, and ``.rise.mean()`` is m-sharpness if the examples have no
+    weights.
 
     It costs a gradient and a forward pass, also over all groups together; where the method has groups,
     up to two gradients. Compare networks at the same ρ, on the same examples and in the same mode of
@@ -65,7 +66,8 @@ def sharpness(
       tx: the optimizer: a method, or anything with one method inside. Keep it: another one, even if it
         is equal, is compiled anew.
       loss_fn: ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`, of which
-        ``microbatch_size`` bounds the memory over a whole data set.
+        ``microbatch_size`` bounds the memory over a whole data set. A plain function is compiled anew
+        in each call, an ``Objective`` or a ``jax.tree_util.Partial`` once.
       params: the parameters w.
       opt_state: of ``tx``, for methods that remember (Momentum-SAM, VaSSO); None: the initial one.
       group_size: None measures all examples at once. An integer measures consecutive groups of so many

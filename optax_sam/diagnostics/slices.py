@@ -80,7 +80,8 @@ def loss_line(
     A forward pass per position, one after the other in one compiled program.
 
     Args:
-      loss_fn: ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`.
+      loss_fn: ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`. A plain
+        function is compiled anew in each call, an ``Objective`` or a ``jax.tree_util.Partial`` once.
       params: the parameters w.
       direction: d, a pytree like ``params``: filter-normalized, a gradient, a perturbation, an
         eigenvector, or the way to another network.
@@ -122,7 +123,8 @@ def loss_plane(
     A forward pass per point, one after the other in one compiled program.
 
     Args:
-      loss_fn: ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`.
+      loss_fn: ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`. A plain
+        function is compiled anew in each call, an ``Objective`` or a ``jax.tree_util.Partial`` once.
       params: the parameters w.
       first: :math:`d_1`, a pytree like ``params``.
       second: :math:`d_2`, likewise.

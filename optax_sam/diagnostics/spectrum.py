@@ -50,7 +50,8 @@ def hessian_trace(
     Needs ``pip install 'optax_sam[curvature]'``.
 
     Args:
-      loss_fn: ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`.
+      loss_fn: ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`. A plain
+        function is compiled anew in each call, an ``Objective`` or a ``jax.tree_util.Partial`` once.
       params: the parameters w.
       samples: how many z, at least 2.
       seed: of the z.
@@ -97,7 +98,8 @@ def hessian_spectrum(
     parameters. Needs ``pip install 'optax_sam[curvature]'``.
 
     Args:
-      loss_fn: ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`.
+      loss_fn: ``params -> loss`` or ``(loss, aux)``, or an :class:`optax_sam.Objective`. A plain
+        function is compiled anew in each call, an ``Objective`` or a ``jax.tree_util.Partial`` once.
       params: the parameters w.
       samples: random starts, at least 1.
       steps: of Lanczos, at least 1; never more than there are parameters.

@@ -19,7 +19,7 @@ class Suspects(NamedTuple):
       examples: int array, shape ``(m,)``, rows of the data set.
       labels: int array, shape ``(m,)``, their labels.
       suggestions: int array, shape ``(m,)``, the likeliest other class when last recorded.
-      scores: float array, shape ``(m,)``, higher is more suspicious.
+      scores: float array, shape ``(m,)``, higher is more suspicious; NaN is first.
     """
 
     examples: np.ndarray[Any, Any]
@@ -33,7 +33,8 @@ def rank_suspects(recording: Recording, by: str = "margin") -> Suspects:
 
     A wrong label is learned late and against the others, so its margin stays low over the epochs. The
     better the training resists memorization, the better is the ranking. If the wrong labels are
-    memorized from an early epoch on, it fails.
+    memorized from an early epoch on, it fails. Examples with NaN come first: their loss was not finite,
+    or the network has no class of their label.
 
     Args:
       recording: what was recorded over the training.
@@ -68,7 +69,8 @@ def rank_suspects(recording: Recording, by: str = "margin") -> Suspects:
     if by == "forgetting_events":
         scores[agreement == 0] = np.inf
     recorded = np.flatnonzero(np.asarray(dynamics.times))
-    examples = recorded[np.argsort(-scores[recorded], kind="stable")]
+    candidates = scores[recorded]
+    examples = recorded[np.lexsort((-candidates, ~np.isnan(candidates)))]
     return Suspects(
         examples,
         np.asarray(recording.labels)[examples],
@@ -109,7 +111,9 @@ def auroc(scores: ArrayLike, wrong: ArrayLike) -> float:
             "suspects pass suspects.scores and wrong[suspects.examples]."
         )
     if not any(jnp.issubdtype(scores.dtype, kind) for kind in (jnp.floating, jnp.integer)):
-        raise TypeError(f"scores must be real numbers, got dtype {scores.dtype}.")
+        raise TypeError(
+            f"scores must be real numbers, got dtype {scores.dtype}. Pass suspects.scores."
+        )
     if wrong.dtype != np.bool_:
         raise TypeError(
             f"wrong must be bools, got dtype {wrong.dtype}. Pass labels != true_labels, or "

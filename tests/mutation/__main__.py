@@ -70,7 +70,8 @@ AREAS: dict[str, tuple[list[str], list[str]]] = {
     "nnx": (["nnx.py"], ["tests/test_nnx.py"]),
     "equinox": (["equinox.py"], ["tests/test_equinox.py"]),
     "diagnostics": (
-        ["diagnostics/memorization.py", "diagnostics/coordinates.py", "diagnostics/dynamics.py",
+        ["diagnostics/_labels.py", "diagnostics/memorization.py", "diagnostics/coordinates.py",
+         "diagnostics/dynamics.py",
          "diagnostics/suspects.py", "diagnostics/sharpness.py", "diagnostics/curvature.py",
          "diagnostics/spectrum.py", "diagnostics/slices.py", "diagnostics/label_gradients.py",
          "diagnostics/gradient_factors.py", "diagnostics/compensation.py",
