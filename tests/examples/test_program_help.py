@@ -1,6 +1,8 @@
 """What the programs say to their users: help, errors, tables; and that their advice can be followed."""
 
+import contextlib
 import csv
+import functools
 import io
 import re
 import shlex
@@ -19,7 +21,18 @@ from config import Config
 from methods import METHODS
 from train import Epoch
 
-from examples.image_classification import compare, train
+from benchmarks import cost, tpu
+from docs import pictures
+from examples import batch_norm_and_dropout, plain_step
+from examples.frozen_features import (
+    compare_suspects,
+    decay_figure,
+    evidence,
+    fit,
+    noise_figure,
+    predict,
+)
+from examples.image_classification import compare, train, train_nnx
 from examples.image_classification import study as image_study
 from examples.image_classification.config import Config as ImageConfig
 from examples.image_classification.presets import PRESETS
@@ -27,7 +40,8 @@ from examples.language_model import compare as compare_texts
 from examples.language_model import study
 from examples.language_model import train as language_model
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 SCRIPT = "examples/label_noise/main.py"
 
 
@@ -66,13 +80,52 @@ PROGRAMS = {
     compare_texts.PROGRAM: compare_texts.main,
     f"python {SCRIPT}": label_noise.command_line,
 }
-OTHERS = {
-    "guidance": help_of(guidance.main),
-    "sweep": help_of(sweep.Sweep),
-    "choose_rho": help_of(choose_rho.Choice),
-    "study": help_of(study.Study),
-    "image study": help_of(image_study.Study),
+
+
+def without_arguments(main):
+    """A program that reads its command line itself."""
+
+    def program(arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["program.py", *arguments])
+            main()
+
+    return program
+
+
+# Every program that takes flags, but docs/look.py, which needs a browser.
+SCRIPTS = {
+    "benchmarks/cost.py": cost.main,
+    "benchmarks/tpu.py": tpu.main,
+    "docs/pictures.py": without_arguments(pictures.main),
+    "examples/plain_step.py": help_of(plain_step.main),
+    "examples/batch_norm_and_dropout.py": help_of(batch_norm_and_dropout.main),
+    "examples/label_noise/main.py": label_noise.command_line,
+    "examples/label_noise/guidance.py": help_of(guidance.main),
+    "examples/label_noise/sweep.py": help_of(sweep.Sweep),
+    "examples/label_noise/choose_rho.py": help_of(choose_rho.Choice),
+    "examples/frozen_features/compare_suspects.py": compare_suspects.main,
+    "examples/frozen_features/decay_figure.py": decay_figure.main,
+    "examples/frozen_features/evidence.py": evidence.main,
+    "examples/frozen_features/fit.py": fit.main,
+    "examples/frozen_features/noise_figure.py": noise_figure.main,
+    "examples/frozen_features/predict.py": predict.main,
+    "examples/image_classification/compare.py": compare.main,
+    "examples/image_classification/study.py": image_study.main,
+    "examples/image_classification/train.py": train.main,
+    "examples/image_classification/train_nnx.py": help_of(train_nnx.Config),
+    "examples/language_model/compare.py": compare_texts.main,
+    "examples/language_model/study.py": study.main,
+    "examples/language_model/train.py": language_model.main,
 }
+
+
+@functools.cache
+def flags_of(script):
+    """All flags in a program's help."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit):
+        SCRIPTS[script](["--help"])
+    return set(re.findall(r"--[a-z][a-z0-9-]*", out.getvalue()))
 
 
 def test_train_help_shows_all_settings_and_all_options(said):
@@ -86,7 +139,7 @@ def test_train_help_shows_all_settings_and_all_options(said):
 
 
 def test_guidance_help_works(said):
-    code, text = said(OTHERS["guidance"], "--help")
+    code, text = said(SCRIPTS["examples/label_noise/guidance.py"], "--help")
     assert code == 0
     assert "that sweep.py has written" in text
 
@@ -144,14 +197,43 @@ def test_errors_can_be_followed(program, arguments, code, message, said):
         assert hint[1] in METHODS | PRESETS
 
 
-@pytest.mark.parametrize("folder", ["label_noise", "image_classification", "language_model"])
-def test_every_flag_in_a_message_exists(folder, said):
-    programs = [*PROGRAMS.values(), *OTHERS.values()]
-    known = " ".join(said(program, "--help")[1] for program in programs)
-    known = set(re.findall(r"--[a-z][a-z-]*", known))
+FOLDERS = ["label_noise", "frozen_features", "image_classification", "language_model"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_flag_in_a_message_exists(folder):
+    """In a program of the same folder."""
+    known = {"--help"}.union(*(flags_of(s) for s in SCRIPTS if s.startswith(f"examples/{folder}/")))
     for path in (EXAMPLES / folder).glob("*.py"):
         named = set(re.findall(r"--[a-z][a-z-]*[a-z]", path.read_text(encoding="utf-8")))
         assert named <= known, path.name
+
+
+def documented_commands():
+    """(page, program, flags) of the command lines in fences and in code font."""
+    pages = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "llms.txt")]
+    pages += [*EXAMPLES.rglob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        if "_build" in page.parts:
+            continue
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        fence = re.compile(r"^ *```[^\n]*\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+        lines = [line for block in fence.findall(text) for line in block.splitlines()]
+        lines += [code.replace("\n", " ") for code in re.findall("`([^`]+)`", fence.sub("", text))]
+        for command in (part for line in lines for part in re.split(r"&&|[;|#]", line)):
+            if found := re.search(r"\bpython3? (-m )?((?:examples|benchmarks|docs)\b\S*)", command):
+                module, program = found.groups()
+                script = program.replace(".", "/") + ".py" if module else program
+                flags = re.findall(r"(?<=\s)--[a-z][a-z0-9-]*", command[found.end() :])
+                yield page.relative_to(ROOT).as_posix(), script, set(flags)
+
+
+def test_every_documented_command_is_one():
+    commands = list(documented_commands())
+    assert len(commands) > 80
+    for page, script, flags in commands:
+        assert (ROOT / script).is_file(), (page, script)
+        assert flags <= (flags_of(script) if script in SCRIPTS else set()), (page, script)
 
 
 def epochs_of(config):
