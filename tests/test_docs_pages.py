@@ -158,11 +158,36 @@ def test_every_notebook_is_among_the_tutorials():
         assert re.search(rf"^{row}\[.+\]\(\.\./\.\./notebooks/{notebook.name}\) \|", page, re.M)
 
 
+CODE_FENCE = re.compile(r"^ *(`{3,}).*?^ *\1$", re.DOTALL | re.MULTILINE)
+
+
+def anchors_of(page: Path) -> set[str]:
+    """As GitHub makes them: of headings, and those that are written as HTML."""
+    text = page.read_text(encoding="utf-8")
+    found = set(re.findall(r'<a (?:id|name)="([^"]+)"', text))
+    times: dict[str, int] = {}
+    for heading in re.findall(r"^#+ +(.*?) *$", CODE_FENCE.sub("", text), re.MULTILINE):
+        heading = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading)
+        anchor = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        times[anchor] = times.get(anchor, -1) + 1
+        found.add(f"{anchor}-{times[anchor]}" if times[anchor] else anchor)
+    return found
+
+
 def test_links_lead_somewhere():
-    """Also where no site is built: to a file of the repository."""
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
-            assert "://" in target or (page.parent / target).exists(), (name_of(page), target)
+    """Also where no site is built: to a file of the repository, and in Markdown to a heading."""
+    root = DOCS.parent
+    pages = [*PAGES, *root.glob("*.md"), root / "llms.txt", *(root / "examples").rglob("*.md")]
+    for page in pages:
+        text = CODE_FENCE.sub("", page.read_text(encoding="utf-8"))
+        for link in re.findall(r"""(?:\]\(|(?:src|srcset|href)=")([^)"\s]+)""", text):
+            target, _, anchor = link.partition("#")
+            if "://" in target or target.startswith("mailto:"):
+                continue
+            file = page.parent / target if target else page
+            assert file.exists(), (page, link)
+            if anchor and file.suffix == ".md":
+                assert anchor in anchors_of(file), (page, link)
 
 
 def test_every_golden_trajectory_is_named():
