@@ -15,14 +15,12 @@ class Chip(NamedTuple):
       flops: floating-point operations per second in bfloat16.
       memory_bandwidth: bytes per second from and to the high-bandwidth memory.
       link_bandwidth: bytes per second that all links together send.
-      memory: bytes of high-bandwidth memory.
       topologies: JAX's name of the slice for every number of chips.
     """
 
     flops: float
     memory_bandwidth: float
     link_bandwidth: float
-    memory: float
     topologies: dict[int, str]
 
 
@@ -31,14 +29,12 @@ CHIPS = {
         197e12,
         819e9,
         400e9 / 2,
-        16e9,
         {4: "v5e:2x2", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"},
     ),
     "v5p": Chip(
         459e12,
         2765e9,
         1200e9 / 2,
-        95e9,
         {4: "v5p:2x2x1", 16: "v5p:2x2x4", 64: "v5p:4x4x4", 256: "v5p:4x8x8"},
     ),
 }

@@ -6,8 +6,8 @@
 
 Every compiled step is one line of OUTPUT/steps.jsonl as soon as it is there, and what is there is not
 compiled again: a run that was stopped goes on. The most informative steps come first. Where
-the base optimizer alone does not fit into a chip, the methods are not tried. Flags choose networks,
-layouts, chips and steps. Nothing is executed: what the tables say of time is estimated.
+neither the base optimizer nor SAM by hand fits into a chip, the methods are not tried. Flags choose
+networks, layouts, chips and steps. Nothing is executed: what the tables say of time is estimated.
 """
 
 import argparse
@@ -139,11 +139,9 @@ def compile_missing(wanted: list[Cell], path: Path, minutes: float, level: str) 
     known = {cell_of(record): "error" in record for record in records if record["level"] == level}
     started = time.monotonic()
     for cell in wanted:
-        # No method fits where the optimizer alone does not, but with a part of the batch at a time.
-        cannot_fit = (
-            known.get(cell._replace(step="SGD"), False) and not ALL_STEPS[cell.step].at_once
-        )
-        if cell in known or cannot_fit:
+        # Neither do our methods then, but for those that take a part of the batch at a time.
+        references_do_not_fit = all(known.get(cell._replace(step=step)) for step in SCALING[:2])
+        if cell in known or (references_do_not_fit and not ALL_STEPS[cell.step].at_once):
             continue
         if time.monotonic() - started > 60 * minutes:
             return
