@@ -1,10 +1,6 @@
 """Two processes of four devices each: what one process with eight devices computes."""
 
-import os
-import socket
-import subprocess
 import sys
-from pathlib import Path
 
 import chex
 import jax
@@ -12,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests import test_sharding as sharding
+from tests.examples.processes import outputs_of_two
 
-ROOT = Path(__file__).parents[1]
 CASES = [
     ("sam", "data parallel"),
     ("saner", "fully sharded"),
@@ -52,22 +48,8 @@ for case, (name, layout) in enumerate(test_processes.CASES):
 def results(tmp_path_factory):
     """What the two processes have written."""
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", PROGRAM, coordinator]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    processes = [
-        subprocess.Popen([*command, number, str(folder)], cwd=ROOT, env=environment, **options)
-        for number in "01"
-    ]
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-    finally:
-        for process in processes:  # one waits for the other
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    command = [sys.executable, "-c", PROGRAM]
+    outputs_of_two(lambda address, number: [*command, address, number, str(folder)])
     return folder
 
 

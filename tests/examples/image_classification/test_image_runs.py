@@ -3,14 +3,10 @@
 import contextlib
 import dataclasses
 import json
-import os
 import shlex
 import shutil
 import signal
-import socket
-import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -22,6 +18,7 @@ import optax_sam
 from examples.image_classification import compare, logs, methods, train
 from examples.image_classification.compare import Comparison
 from examples.image_classification.config import Config
+from tests.examples.processes import outputs_of_two, started, wait_for
 
 ROOT = Path(__file__).parents[3]
 TINY = Config(
@@ -375,26 +372,6 @@ train.main([*flags, "--parallel", "pmap", "--output", folder + "/pmap"])
 """
 
 
-def start(*command):
-    """A process that takes what this one has compiled, and may write there: this one waits for it."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
-
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 @pytest.mark.programs
 def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
     tmp_path, capsys, monkeypatch
@@ -422,19 +399,17 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
         "--simulated-devices",
         count,
     ]
-    process = start(*command)
-    wait_for(lambda: saving(2), process)  # within a save: it is finished first
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate()
+    with started(*command, compiled=tmp_path / "interrupted") as process:
+        wait_for(lambda: saving(2), process)  # within a save: it is finished first
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate()
     assert process.returncode == 130, output
     assert "Traceback" not in output
     *_, interrupted, go_on = output.splitlines()
     assert interrupted == "interrupted. To go on:"
 
-    process = start(*shlex.split(go_on))
-    wait_for(lambda: saving(4), process)  # during one
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with started(*shlex.split(go_on), compiled=tmp_path / "killed") as process:
+        wait_for(lambda: saving(4), process)  # during one
     complete = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
     assert max(complete) >= len(logs.read_csv(metrics))  # what was told is not lost
 
@@ -450,14 +425,11 @@ def test_two_processes_with_two_devices_give_the_result_of_one(tmp_path, monkeyp
     config = dataclasses.replace(TINY, method="saner", norm="batch", momentum=0.9)
     monkeypatch.setattr(train.figures, "plot_run", lambda *_: None)  # here; they draw
     alone = train.train(dataclasses.replace(config, output=tmp_path / "alone"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", TWO_RUNS, str(tmp_path), f"127.0.0.1:{port}"]
+    command = [sys.executable, "-c", TWO_RUNS, str(tmp_path)]
     flags = ["digits", *FLAGS, "--norm", "batch", "--epochs", "2"]
-    processes = [start(*command, number, *flags) for number in "01"]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    outputs = outputs_of_two(
+        lambda address, number: [*command, address, number, *flags], tmp_path / "compiled"
+    )
     assert "epoch" not in outputs[1]  # one process tells
 
     for mode in ("jit", "pmap"):

@@ -4,12 +4,9 @@ import contextlib
 import csv
 import dataclasses
 import json
-import os
 import shlex
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -43,6 +40,7 @@ from tests.examples.language_model.small import (
     write_table,
     write_text,
 )
+from tests.examples.processes import outputs_of_two, started, wait_for
 
 ROOT = Path(__file__).parents[3]
 FILES = {
@@ -117,8 +115,10 @@ def test_a_run_writes_its_files_and_resumes_to_the_same_bits(finished, quick, tm
         train.train(settings)
     with pytest.raises(ValueError, match=r"other settings \(rho: 0.05 then, 0.2 now\)"):
         train.train(dataclasses.replace(settings, output=resumed, resume=True, rho=0.2))
-    (Path(settings.text) / "0.txt").write_bytes(b"another text than before")
-    again = dataclasses.replace(settings, output=resumed, resume=True)
+    shutil.copytree(settings.text, tmp_path / "text")
+    (tmp_path / "text" / "0.txt").write_bytes(b"another text than before")
+    changed = str(tmp_path / "text")
+    again = dataclasses.replace(settings, output=resumed, resume=True, text=changed)
     with pytest.raises(ValueError, match="was trained on another text"):
         train.train(again)
     # Without a checkpoint it begins anew; what it leaves is of this training, not of the one before.
@@ -128,8 +128,6 @@ def test_a_run_writes_its_files_and_resumes_to_the_same_bits(finished, quick, tm
     assert sums != one["sums"]
     found = record_of(resumed, 4, "network")["sums"]
     assert {f"params.{name}": value for name, value in found.items()}.items() <= sums.items()
-    shutil.rmtree(settings.text)
-    write_text(Path(settings.text))
 
 
 @pytest.mark.programs
@@ -684,26 +682,6 @@ runpy.run_module("examples.language_model.train", run_name="__main__", alter_sys
 """
 
 
-def start(*command):
-    """A process that takes what this one has compiled, and may write there: this one waits for it."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
-
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 @pytest.mark.programs
 def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
     finished, quick, tmp_path, capsys
@@ -728,19 +706,18 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
     ]
     flags += [f"--text={settings.text}", "--validation-share=0.3", f"--output={stopped}"]
     flags += ["--simulated-devices=8"]
-    process = start(sys.executable, "-c", INTERRUPTIBLE, *flags)
-    wait_for(lambda: saving(2), process)  # within a save: it is finished first
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate()
+    command = [sys.executable, "-c", INTERRUPTIBLE, *flags]
+    with started(*command, compiled=tmp_path / "interrupted") as process:
+        wait_for(lambda: saving(2), process)  # within a save: it is finished first
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate()
     assert process.returncode == 130, output
     assert "Traceback" not in output
     *_, interrupted, go_on = output.splitlines()
     assert interrupted == "interrupted. To go on:"
 
-    process = start(*shlex.split(go_on))
-    wait_for(lambda: saving(8), process)  # during one
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with started(*shlex.split(go_on), compiled=tmp_path / "killed") as process:
+        wait_for(lambda: saving(8), process)  # during one
     complete = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
     assert 24 > max(complete) >= len(logs.read_csv(stopped / "metrics.csv"))
 
@@ -754,9 +731,6 @@ def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_bits(
 @pytest.mark.programs
 def test_two_processes_with_two_devices_give_the_result_of_one_with_eight(finished, tmp_path):
     settings, alone = finished
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     flags = [
         *FLAGS,
         "--steps=4",
@@ -765,12 +739,12 @@ def test_two_processes_with_two_devices_give_the_result_of_one_with_eight(finish
         "--validation-share=0.3",
     ]
     flags += [f"--text={settings.text}", f"--output={tmp_path / 'together'}"]
-    flags += ["--distributed", f"--coordinator=127.0.0.1:{port}", "--processes=2"]
-    flags += ["--simulated-devices=2"]
+    flags += ["--distributed", "--processes=2", "--simulated-devices=2"]
     command = [sys.executable, "-m", "examples.language_model.train", *flags]
-    processes = [start(*command, f"--process={number}") for number in range(2)]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    outputs = outputs_of_two(
+        lambda address, number: [*command, f"--coordinator={address}", f"--process={number}"],
+        tmp_path / "compiled",
+    )
     assert "step" not in outputs[1]  # one process tells
     assert "2 x 2 cpu devices" in outputs[0]
     together = json.loads((tmp_path / "together" / "results.json").read_text())
