@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 COLAB = "https://colab.research.google.com"
+NEEDED = (
+    "optax_sam", "equinox", "flax", "matplotlib", "orbax", "polars", "rich", "sklearn", "tyro",
+)  # fmt: skip
+"""What the notebooks and the programs that they call import, beyond the dependencies of optax_sam."""
 
 
 def repository() -> str | None:
@@ -25,25 +29,28 @@ def first_cell(address: str | None) -> str:
       address: of the repository, or None.
 
     Returns:
-      IPython code that does nothing where optax_sam is installed.
+      IPython code that may run again, and does nothing in a clone where all is installed.
     """
-    lines = [
-        "# Installs optax_sam where it is not installed yet, from the clone around this notebook."
-    ]
-    clone = []
+    lines = ["# Installs what is missing, from the clone around this notebook."]
+    imports, clone = ["import importlib.util"], []
     if address:
-        lines += ["# On Colab, makes that clone first."]
+        lines += ["# Where there is none, as on Colab, makes it first."]
+        imports += ["from pathlib import Path"]
         clone = [
-            f"    !git clone --quiet --depth 1 {address} optax_sam_clone",
-            "    %cd -q optax_sam_clone/notebooks",
+            'if not Path("installation.py").exists():',
+            '    clone = Path.home() / "optax_sam_clone"',
+            "    if not clone.exists():",
+            f"        !git clone --quiet --depth 1 {address} {{clone}}",
+            "    %cd -q {clone}/notebooks",
         ]
     return "\n".join(
         [
             *lines,
-            "import importlib.util",
+            *imports,
             "",
-            'if importlib.util.find_spec("optax_sam") is None:',
             *clone,
+            f'needed = "{" ".join(NEEDED)}"',
+            "if not all(map(importlib.util.find_spec, needed.split())):",
             '    %pip install --quiet "..[examples,equinox]"',
         ]
     )

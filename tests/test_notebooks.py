@@ -6,10 +6,11 @@ Nothing is executed here. In CI, execution is a step of its own.
 import ast
 import base64
 import copy
-import importlib
+import importlib.util
 import inspect
 import io
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,59 @@ def test_the_address_comes_and_goes(name):
     assert "Open in Colab" not in notebook.cells[0].source  # which opens GitHub's notebooks only
     installation.insert_address(notebook, name, None)
     assert notebook == without
+
+
+@pytest.fixture
+def commands(monkeypatch, tmp_path):
+    """What the cell that installs does beside a clone or without one, where some modules are there."""
+
+    def run(address, *missing, is_clone):
+        (tmp_path / "notebooks").mkdir(exist_ok=True)
+        if is_clone:
+            (tmp_path / "notebooks" / "installation.py").touch()
+        monkeypatch.chdir(tmp_path / "notebooks")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name not in missing)
+        found = []
+        line = re.compile(r"^( *)([%!].*)$", re.MULTILINE)
+        program = line.sub(r"\1found.append(f'''\2''')", installation.first_cell(address))
+        exec(program, {"found": found})
+        return [command.replace(str(tmp_path), "~") for command in found]
+
+    return run
+
+
+INSTALL = '%pip install --quiet "..[examples,equinox]"'
+
+
+def test_in_a_clone_it_installs_what_is_missing(commands):
+    for address in (None, ADDRESS):
+        assert commands(address, is_clone=True) == []
+        assert commands(address, "optax_sam", is_clone=True) == [INSTALL]
+        assert commands(address, "sklearn", is_clone=True) == [INSTALL]  # without the extras
+
+
+def test_elsewhere_it_makes_a_clone_once_and_goes_there_each_time(commands, tmp_path):
+    clone, go = (
+        f"!git clone --quiet --depth 1 {ADDRESS} ~/optax_sam_clone",
+        "%cd -q ~/optax_sam_clone/notebooks",
+    )
+    assert commands(ADDRESS, "optax_sam", is_clone=False) == [clone, go, INSTALL]
+    (tmp_path / "optax_sam_clone").mkdir()
+    assert commands(ADDRESS, is_clone=False) == [go]  # a restarted runtime
+    assert commands(ADDRESS, "optax_sam", is_clone=False) == [go, INSTALL]  # pip has failed
+
+
+@every_notebook
+def test_it_installs_what_it_imports(name):
+    always = {*sys.stdlib_module_names, "IPython", "jax", "numpy", "optax", "examples"}
+    imported = {
+        (node.module if isinstance(node, ast.ImportFrom) else alias.name).partition(".")[0]
+        for node in ast.walk(ast.parse(code(name)))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported - always <= set(installation.NEEDED)
 
 
 @every_notebook
