@@ -64,8 +64,12 @@ def repeats(network: str, step: str) -> bool:
     return network == "ResNet-50, GroupNorm" and not (compared or ALL_STEPS[step].separates)
 
 
-def cells() -> Iterator[Cell]:
-    """All cells, the most informative ones first."""
+def cells(all_sizes: bool = False) -> Iterator[Cell]:
+    """All cells, the most informative ones first.
+
+    Args:
+      all_sizes: whether every method is compiled for every number of chips, and not for 16 only.
+    """
     sizes = (16, 256, 64, 4)
     for first in (True, False):  # each network's first chip, and then the other one
         for network in NETWORKS:
@@ -74,7 +78,7 @@ def cells() -> Iterator[Cell]:
                     for layout in LAYOUTS:
                         for chip in CHIPS:
                             is_first = chip == FIRST_CHIP.get(network, "v5e")
-                            scales = size == 16 or step in SCALING
+                            scales = all_sizes or size == 16 or step in SCALING
                             if is_first == first and scales and not repeats(network, step):
                                 yield Cell(network, layout, chip, size, step)
 
@@ -162,6 +166,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--chip", nargs="+", choices=CHIPS, default=[*CHIPS])
     parser.add_argument("--chips", nargs="+", type=int, default=[4, 16, 64, 256], help="how many")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=[*STEPS])
+    parser.add_argument(
+        "--all-sizes",
+        action="store_true",
+        help="every method on every number of chips, which takes days; by default the main ones",
+    )
     parser.add_argument("--minutes", type=float, default=60, help="no step is begun after them")
     parser.add_argument(
         "--level",
@@ -174,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
     jax.config.update("jax_optimization_level", options.level)
     wanted = [
         cell
-        for cell in cells()
+        for cell in cells(options.all_sizes)
         if cell.network in options.networks
         and cell.layout in options.layouts
         and cell.chip in options.chip
@@ -194,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
             print("Install it in an environment of its own: pip install -e '.[tpu]'.")
         else:
             compile_missing(wanted, path, options.minutes, options.level)
-    order = {cell: number for number, cell in enumerate(cells())}
+    order = {cell: number for number, cell in enumerate(cells(all_sizes=True))}
     records = sorted(
         (record for record in read(path) if record["level"] == options.level),
         key=lambda record: order.get(cell_of(record), len(order)),

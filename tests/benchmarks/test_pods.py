@@ -350,6 +350,10 @@ def test_without_the_compiler_it_says_what_to_install(tiny, tmp_path, monkeypatc
 def test_the_most_informative_steps_come_first():
     cells = list(tpu.cells())
     assert len(set(cells)) == len(cells)
+    larger = list(tpu.cells(all_sizes=True))
+    assert set(cells) < set(larger)
+    assert {cell.chips for cell in larger if cell.step == "asam"} == {4, 16, 64, 256}
+    assert {cell.chips for cell in cells if cell.step == "asam"} == {16}
     assert [cell.step for cell in cells[:3]] == ["SGD"] * 3
     assert {cell.layout for cell in cells[:3]} == set(layouts.LAYOUTS)
     assert all(cell.step in tpu.SCALING for cell in cells if cell.chips != 16)
