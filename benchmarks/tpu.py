@@ -143,7 +143,7 @@ def compile_missing(wanted: list[Cell], path: Path, minutes: float, level: str) 
     known = {cell_of(record): "error" in record for record in records if record["level"] == level}
     started = time.monotonic()
     for cell in wanted:
-        # Neither do our methods then, but for those that take a part of the batch at a time.
+        # Then neither do the methods, but for those that take a part of the batch at a time.
         references_do_not_fit = all(known.get(cell._replace(step=step)) for step in SCALING[:2])
         if cell in known or (references_do_not_fit and not ALL_STEPS[cell.step].at_once):
             continue

@@ -13,8 +13,11 @@ def as_labels(
     """The labels as an array; raises unless they are classes, as far as that can be seen."""
     # NumPy has arrays of the names of classes, which the message is about.
     array = labels if isinstance(labels, jax.Array) else np.asarray(labels)
-    if array.shape != ((array.size or 1,) if size is None else (size,)):
-        expected = "(n,) with n of at least 1" if size is None else f"({size},)"
+    if size is None:
+        has_shape, expected = array.ndim == 1 and array.size > 0, "(n,) with n of at least 1"
+    else:
+        has_shape, expected = array.shape == (size,), f"({size},)"
+    if not has_shape:
         raise ValueError(
             f"{name} must have shape {expected}, got {array.shape}. For one-hot labels take their "
             "argmax."

@@ -221,7 +221,7 @@ def _damping_of(
     plain = _sum(*parts)
     without_penalty = objective.replace(penalty=None)
     update = optax.with_extra_args_support(method).update
-    direction, _ = update(plain, state, params, **({"loss_fn": without_penalty} | extra_args))
+    direction, _ = update(plain, state, params, loss_fn=without_penalty, **extra_args)
 
     def damped(part: chex.ArrayTree) -> jax.Array:
         by_sgd, by_method = _tree.dot(plain, part), _tree.dot(direction, part)

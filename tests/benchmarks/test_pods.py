@@ -297,26 +297,51 @@ def test_what_does_not_fit_is_told(tiny, tmp_path, monkeypatch):
 
 
 def test_methods_are_not_tried_where_sam_by_hand_does_not_fit(tiny, tmp_path, monkeypatch):
-    """But for those that take a part of the batch at a time; a second run knows it too."""
+    """But for those that take a part of the batch at a time; a second run knows it too.
+
+    One reference alone decides nothing: each may need a little more than the other.
+    """
 
     def compiled(cell, *_):
-        is_full = cell.layout == "data parallel"
+        too_large = {
+            "data parallel": {"SGD", "SAM by hand", loop},
+            "fully sharded": {"SGD"},
+            "fully sharded × tensor parallel": {"SAM by hand"},
+        }
+        is_full = cell.step in too_large[cell.layout]
         return cell._asdict() | ({"error": "no"} if is_full else {"compile": 1.0})
 
     monkeypatch.setattr(tpu, "compile_cell", compiled)
     monkeypatch.setattr(pod_tables, "write", lambda *_: None)
     loop = "1-SAM, one example per chip at a time"
     flags = ["--networks", "ViT-B", "--chip", "v5e", "--chips", "16", "--output", str(tmp_path)]
-    flags += ["--layouts", "data parallel", "fully sharded"]
     flags += ["--steps", *(references := ("SGD", "SAM by hand")), "sam", "saner", loop]
+    others = "fully sharded", "fully sharded × tensor parallel"
     for _ in range(2):
         tpu.main(flags)
         found = [(r["layout"], r["step"]) for r in tpu.read(tmp_path / "steps.jsonl")]
         assert sorted(found) == [
             ("data parallel", loop),
             *(("data parallel", step) for step in sorted(references)),
-            *(("fully sharded", step) for step in (loop, *sorted(references), "sam", "saner")),
+            *(
+                (layout, s)
+                for layout in others
+                for s in (loop, *sorted(references), "sam", "saner")
+            ),
         ]
+
+
+def test_every_method_on_every_size_is_compiled_where_it_is_asked_for(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(tpu, "compile_cell", lambda cell, *_: cell._asdict() | {"error": "no"})
+    flags = ["--networks", "ViT-B", "--chip", "v5e", "--layouts", "data parallel"]
+    flags += ["--chips", "4", "--steps", "asam", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        tpu.main(flags)
+    assert "no step is chosen" in capsys.readouterr().err
+    tpu.main([*flags, "--all-sizes"])
+    assert [(r["step"], r["chips"]) for r in tpu.read(tmp_path / "steps.jsonl")] == [("asam", 4)]
 
 
 def test_what_was_killed_goes_on_and_other_compilers_are_refused(tiny, tmp_path, monkeypatch):
