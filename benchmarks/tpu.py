@@ -6,8 +6,10 @@
 
 Every compiled step is one line of OUTPUT/steps.jsonl as soon as it is there, and what is there is not
 compiled again: a run that was stopped goes on. The most informative steps come first. Where
-neither the base optimizer nor SAM by hand fits into a chip, the methods are not tried. Flags choose
-networks, layouts, chips and steps. Nothing is executed: what the tables say of time is estimated.
+neither the base optimizer nor SAM by hand fits into a chip, the methods are not tried. The compiler
+has a process of its own: where a step makes it abort, the record says so, and the next one follows.
+Flags choose networks, layouts, chips and steps. Nothing is executed: what the tables say of time is
+estimated.
 """
 
 import argparse
@@ -31,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where this file runs as a 
 
 import optax_sam
 from benchmarks import pod_tables
+from benchmarks.apart import Aborted, Apart
 from benchmarks.chips import CHIPS
 from benchmarks.layouts import LAYOUTS
 from benchmarks.pod_networks import NETWORKS
@@ -134,7 +137,36 @@ def cell_of(record: dict[str, Any]) -> Cell:
     return Cell(*(record[key] for key in Cell._fields))
 
 
-def compile_missing(wanted: list[Cell], path: Path, minutes: float, level: str) -> None:
+def cannot_compile(cell: Cell) -> str | None:
+    """Why nothing can be compiled here, if so."""
+    try:
+        devices_of(cell)
+    except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:
+        return str(error)
+    return None
+
+
+def compiled(cell: Cell, level: str) -> dict[str, Any]:
+    """The record of a step, or what the compiler says where it refuses."""
+    jax.config.update("jax_platforms", "cpu")  # the compiler for TPUs needs none
+    jax.config.update("jax_optimization_level", level)
+    return compile_cell(cell, NETWORKS[cell.network], devices_of(cell))
+
+
+def record_of(cell: Cell, level: str, apart: Apart) -> dict[str, Any]:
+    """The record, also where the compiler does not come back."""
+    try:
+        record: dict[str, Any] = apart(compiled, cell, level)
+    except Aborted:
+        batch = NETWORKS[cell.network].per_chip * cell.chips
+        error = "the compiler aborts: a check of its own fails"
+        record = cell._asdict() | {"batch": batch, "error": error}
+    return record | {"level": level} | versions()
+
+
+def compile_missing(
+    wanted: list[Cell], path: Path, minutes: float, level: str, apart: Apart
+) -> None:
     """Compiles what the file lacks at this level of optimization, until the time is over."""
     records = read(path)
     refuse_other_compilers(records, path)
@@ -150,9 +182,9 @@ def compile_missing(wanted: list[Cell], path: Path, minutes: float, level: str) 
         if time.monotonic() - started > 60 * minutes:
             return
         print(*cell, sep=", ", file=sys.stderr, flush=True)
-        record = compile_cell(cell, NETWORKS[cell.network], devices_of(cell))
+        record = record_of(cell, level, apart)
         with path.open("a") as file:
-            file.write(json.dumps(record | {"level": level} | versions()) + "\n")
+            file.write(json.dumps(record) + "\n")
         known[cell] = "error" in record
 
 
@@ -180,7 +212,6 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
-    jax.config.update("jax_optimization_level", options.level)
     wanted = [
         cell
         for cell in cells(options.all_sizes)
@@ -196,13 +227,12 @@ def main(arguments: list[str] | None = None) -> None:
     if options.minutes > 0:
         if not wanted:
             parser.error("no step is chosen by these flags")
-        try:
-            devices_of(wanted[0])
-        except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:
-            print(f"Skipped: libtpu, which compiles for TPUs, cannot be used here ({error}).")
-            print("Install it in an environment of its own: pip install -e '.[tpu]'.")
-        else:
-            compile_missing(wanted, path, options.minutes, options.level)
+        with Apart() as apart:
+            if reason := apart(cannot_compile, wanted[0]):
+                print(f"Skipped: libtpu, which compiles for TPUs, cannot be used here ({reason}).")
+                print("Install it in an environment of its own: pip install -e '.[tpu]'.")
+            else:
+                compile_missing(wanted, path, options.minutes, options.level, apart)
     order = {cell: number for number, cell in enumerate(cells(all_sizes=True))}
     records = sorted(
         (record for record in read(path) if record["level"] == options.level),
@@ -214,5 +244,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")  # the compiler for TPUs needs none
     main()

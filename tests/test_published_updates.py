@@ -202,13 +202,15 @@ def test_masks_choose_the_layers_of_the_authors(names, mask):
     np.testing.assert_allclose(right, expected, rtol=0, atol=1e-11)
 
 
-def test_optax_centralizes_along_the_other_axis():
+@pytest.mark.parametrize("shape", [(3, 2), (2, 2, 3, 4)], ids=["dense", "convolution"])
+def test_optax_centralizes_along_the_other_axis(shape):
     """Its means are those of PyTorch's layout, whose first axis are the outputs."""
-    kernel = {"kernel": jnp.arange(6.0).reshape(3, 2) ** 2}
+    kernel = {"kernel": jnp.arange(float(np.prod(shape))).reshape(shape) ** 2}
     central, _ = recipes()["centralized"]().update(kernel, optax.EmptyState(), kernel)
-    transposed = jax.tree.map(jnp.transpose, kernel)
+    transposed = {"kernel": jnp.moveaxis(kernel["kernel"], -1, 0)}
     of_optax, _ = optax.centralize().update(transposed, optax.EmptyState())
-    np.testing.assert_allclose(central["kernel"], of_optax["kernel"].T)
+    expected = jnp.moveaxis(of_optax["kernel"], 0, -1)
+    np.testing.assert_allclose(central["kernel"], expected, rtol=1e-6)
 
 
 def test_esam_as_in_its_paper():

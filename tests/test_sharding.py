@@ -98,6 +98,18 @@ METHODS = {
 }
 GROUPED = ("1-SAM", "m-SAM")
 every_method = pytest.mark.parametrize("name", METHODS)
+# The rest of the family, made by the functions that users call: their ε is not looked at.
+OTHERS = {
+    "asam": optax_sam.asam(RHO),
+    "lsam": optax_sam.lsam(RHO),
+    "friendly_sam": optax_sam.friendly_sam(RHO),
+    "wsam": optax_sam.wsam(RHO, base=optax.trace(0.9)),
+    "stable_sam": optax_sam.stable_sam(RHO),
+    "le_sam": optax_sam.le_sam(0.2, rho_max=RHO),
+    "looksam": optax_sam.looksam(RHO, every_k=2),
+    "msam": optax_sam.msam(RHO, momentum=0.9),
+    "ae_sam": optax_sam.sam(RHO, when=optax_sam.gradient_norm_is_large(0.0)),
+}
 NCSAM = optax_sam.ncsam(RHO, flip_ratio=0.25, by_weights=True)
 BASE = optax.sgd(0.1, momentum=0.9)
 
@@ -111,7 +123,7 @@ def apply_explicitly(params, inputs):
 def step_of(name, layout=None):
     """``(init, step)`` of a method, of SGD or of SAM by hand."""
     apply = apply_explicitly if layout == "explicit axes" else apply_mlp
-    method = (METHODS | {"ncsam": NCSAM}).get(name)
+    method = (METHODS | OTHERS | {"ncsam": NCSAM}).get(name)
     tx = BASE if method is None else optax.chain(method, BASE)
 
     def step(params, state, inputs, labels):
@@ -225,6 +237,22 @@ def test_ncsam_by_weights_moves_no_example():
         assert max(large("ncsam", "data parallel", kind), default=0) <= gaps
     actual, expected = after_two_steps("ncsam", "data parallel"), after_two_steps("ncsam")
     chex.assert_trees_all_close(actual, expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@every_layout
+def test_the_rest_of_the_family(name, layout):
+    """As on one device, everything where the parameters are, and no gather that SGD has not."""
+    chex.assert_trees_all_close(
+        after_two_steps(name, layout), after_two_steps(name), rtol=2e-5, atol=1e-6
+    )
+    expected = LAYOUTS[layout].shardings()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(after_two_steps(name, layout)):
+        key = getattr(path[-1], "key", None)
+        if key in expected:
+            assert leaf.sharding.is_equivalent_to(expected[key], leaf.ndim), path
+    for kind in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert set(large(name, layout, kind)) <= set(large("SGD", layout, kind))
 
 
 def test_microbatches_under_shard_map_are_reduced_once():

@@ -1,5 +1,6 @@
 """Steps compiled for pods: what is read from a program's text, and the whole program at tiny size."""
 
+import contextlib
 import json
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks import compiled_text, layouts, pod_tables, pods, tpu
+from benchmarks import apart, compiled_text, layouts, pod_tables, pods, tpu
 from benchmarks.architectures import MLP
 from benchmarks.chips import CHIPS, roofline
 from benchmarks.compiled_text import Collective, Program, count_once
@@ -162,10 +163,18 @@ def test_networks_have_the_published_sizes():
     assert millions(Decoder(), (1, 16), jnp.int32) > 1000
 
 
+class Here(contextlib.nullcontext):
+    """In place of a process of its own, which would not have the small networks."""
+
+    def __enter__(self):
+        return lambda function, *arguments: function(*arguments)
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     """Small networks, and four simulated devices in place of every slice."""
     level = jax.config.jax_optimization_level
+    monkeypatch.setattr(tpu, "Apart", Here)
     monkeypatch.setattr(tpu, "NETWORKS", TINY)
     monkeypatch.setattr(pod_tables, "NETWORKS", TINY)
     monkeypatch.setattr(tpu, "devices_of", lambda cell: jax.devices()[:4])
@@ -294,6 +303,25 @@ def test_what_does_not_fit_is_told(tiny, tmp_path, monkeypatch):
     assert "20G of 16G hbm |" in (tmp_path / "steps_decoder.md").read_text()
     error = "the total memory required for HLO temporaries (16.28G) exceeds available HBM (15.75G)."
     assert pod_tables.why_not(error) == "does not fit: HLO temporaries need 16.28GB of 15.75GB"
+
+
+def test_a_step_that_makes_the_compiler_abort_is_told_and_the_next_follows(
+    tiny, tmp_path, monkeypatch
+):
+    def compiled(cell, *_):
+        if cell.step == "sam":
+            raise apart.Aborted
+        return cell._asdict() | {"error": "no"}
+
+    monkeypatch.setattr(tpu, "compile_cell", compiled)
+    flags = ["--networks", "ViT-B", "--chip", "v5e", "--chips", "16", "--layouts", "data parallel"]
+    tpu.main([*flags, "--steps", "sam", "asam", "--output", str(tmp_path)])
+    aborted, other = tpu.read(tmp_path / "steps.jsonl")
+    assert aborted["error"] == "the compiler aborts: a check of its own fails"
+    assert {*aborted} == {*other, "batch"}
+    assert (
+        "| sam | does not compile: the compiler aborts" in (tmp_path / "steps_ViT-B.md").read_text()
+    )
 
 
 def test_methods_are_not_tried_where_sam_by_hand_does_not_fit(tiny, tmp_path, monkeypatch):

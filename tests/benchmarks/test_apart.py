@@ -1,0 +1,39 @@
+"""Calls in a process of their own."""
+
+import os
+import signal
+
+import pytest
+
+from benchmarks.apart import Aborted, Apart
+
+
+@pytest.fixture(scope="module")
+def apart():
+    with Apart() as apart:
+        yield apart
+
+
+def test_one_process_that_is_not_this_one(apart):
+    first, second = apart(os.getpid), apart(os.getpid)
+    assert first == second != os.getpid()
+
+
+def test_what_aborts_ends_only_its_process(apart):
+    before = apart(os.getpid)
+    with pytest.raises(Aborted):
+        apart(os.abort)
+    assert apart(os.getpid) != before
+
+
+def test_what_else_ends_it_is_told():
+    """A machine without memory kills it: nothing is known of the call then."""
+    with Apart() as apart, pytest.raises(SystemExit, match="exit code -9"):
+        apart(signal.raise_signal, signal.SIGKILL)
+
+
+def test_its_process_ends_with_the_program():
+    with Apart() as apart:
+        process = apart.process
+        assert process.is_alive()
+    assert process.exitcode == 0
