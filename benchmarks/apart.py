@@ -8,9 +8,12 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
+# How a program ends itself, or is ended for its own mistake; who kills it from outside takes another.
+CRASHES = (signal.SIGABRT, signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE)
+
 
 class Aborted(Exception):
-    """What was called ended its process, by a check of its own that failed."""
+    """What was called ended its process."""
 
 
 class Apart:
@@ -37,7 +40,7 @@ class Apart:
 
         Raises:
           Aborted: where it ended its process.
-          SystemExit: where something else did, such as a machine without memory.
+          SystemExit: where something from outside did, such as a machine without memory.
         """
         self.connection.send((function, arguments))
         try:
@@ -45,8 +48,8 @@ class Apart:
         except EOFError:
             self.process.join()
         code = self.process.exitcode
-        if code != -signal.SIGABRT:
-            raise SystemExit(f"The process that compiles was ended with exit code {code}.")
+        if code not in {-crash for crash in CRASHES}:
+            raise SystemExit(f"The process of its own was ended from outside, exit code {code}.")
         self.begin()
         raise Aborted
 
@@ -63,8 +66,8 @@ class Apart:
 
 
 def answer(connection: Connection) -> None:
-    """Calls what it is sent, until the program ends."""
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
+    """Calls what it is sent, until the program ends, be it killed."""
+    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
             function, arguments = connection.recv()
             connection.send(function(*arguments))

@@ -108,12 +108,26 @@ class ViT(nn.Module):
         return dense(self.classes, "head")(normalize(x).mean(1)).astype(jnp.float32)
 
 
+def spread_images(x: jax.Array, batch: NamedSharding | None) -> jax.Array:
+    """The same for images, whose channels the compiler may cut as the parameters are cut.
+
+    Without this, fully sharded convolutions with a kernel for every group move activations.
+    """
+    if batch is None or (x.shape[0] % batch.mesh.shape["data"] and batch.spec != PartitionSpec()):
+        return x
+    others = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    examples = batch.spec[0] if batch.spec else None
+    spec = PartitionSpec(examples, *others)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(batch.mesh, spec))
+
+
 class Bottleneck(nn.Module):
     """Three convolutions and a shortcut."""
 
     norm: str
     width: int
     stride: int
+    batch: NamedSharding | None = None
 
     @nn.compact
     def __call__(self, x):
@@ -126,7 +140,7 @@ class Bottleneck(nn.Module):
 
     def convolution(self, x, width, size, stride=1):
         x = nn.Conv(width, (size, size), (stride, stride), use_bias=False, dtype=HALF)(x)
-        return normalize_channels(self.norm, x)
+        return normalize_channels(self.norm, spread_images(x, self.batch))
 
 
 def normalize_channels(norm: str, x: jax.Array) -> jax.Array:
@@ -137,22 +151,23 @@ def normalize_channels(norm: str, x: jax.Array) -> jax.Array:
 
 
 class ResNet(nn.Module):
-    """ResNet-50, or a smaller one of its kind."""
+    """ResNet-50, or a smaller one of its kind; ``batch`` as in the decoder."""
 
     norm: str
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     width: int = 64
     classes: int = 1000
+    batch: NamedSharding | None = None
 
     @nn.compact
     def __call__(self, x):
         x = nn.Conv(self.width, (7, 7), (2, 2), use_bias=False, dtype=HALF)(x)
-        x = nn.relu(normalize_channels(self.norm, x))
+        x = nn.relu(normalize_channels(self.norm, spread_images(x, self.batch)))
         x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
         for stage, count in enumerate(self.blocks):
             for block in range(count):
                 stride = 2 if stage and not block else 1
-                x = Bottleneck(self.norm, self.width * 2**stage, stride)(x)
+                x = Bottleneck(self.norm, self.width * 2**stage, stride, self.batch)(x)
         return dense(self.classes, "head")(x.mean((1, 2))).astype(jnp.float32)
 
 

@@ -7,7 +7,7 @@
 Every compiled step is one line of OUTPUT/steps.jsonl as soon as it is there, and what is there is not
 compiled again: a run that was stopped goes on. The most informative steps come first. Where
 neither the base optimizer nor SAM by hand fits into a chip, the methods are not tried. The compiler
-has a process of its own: where a step makes it abort, the record says so, and the next one follows.
+has a process of its own: where a step makes it crash, the record says so, and the next one follows.
 Flags choose networks, layouts, chips and steps. Nothing is executed: what the tables say of time is
 estimated.
 """
@@ -159,7 +159,7 @@ def record_of(cell: Cell, level: str, apart: Apart) -> dict[str, Any]:
         record: dict[str, Any] = apart(compiled, cell, level)
     except Aborted:
         batch = NETWORKS[cell.network].per_chip * cell.chips
-        error = "the compiler aborts: a check of its own fails"
+        error = "the compiler crashes"
         record = cell._asdict() | {"batch": batch, "error": error}
     return record | {"level": level} | versions()
 

@@ -19,10 +19,11 @@ def test_one_process_that_is_not_this_one(apart):
     assert first == second != os.getpid()
 
 
-def test_what_aborts_ends_only_its_process(apart):
+@pytest.mark.parametrize("crash", [signal.SIGABRT, signal.SIGILL, signal.SIGSEGV])
+def test_what_crashes_ends_only_its_process(apart, crash):
     before = apart(os.getpid)
     with pytest.raises(Aborted):
-        apart(os.abort)
+        apart(signal.raise_signal, crash)
     assert apart(os.getpid) != before
 
 

@@ -237,6 +237,27 @@ def test_groups_that_the_chips_could_divide(monkeypatch):
     assert pods.compile_cell(cell, network, jax.devices()[:4])["flops"] > 0
 
 
+@pytest.mark.parametrize(
+    ("spec", "examples", "expected"),
+    [
+        (P("data"), 8, '[{"data"}, {?}, {?}, {?}]'),
+        (P(), 3, "[{}, {?}, {?}, {?}]"),  # of one group
+        (P("data"), 3, None),  # some of the batch
+    ],
+)
+def test_after_every_convolution_it_is_said_how_the_examples_lie(spec, examples, expected):
+    """And the channels are left to the compiler."""
+    mesh = layouts.mesh_of("data parallel", jax.devices()[:4])
+    network = ResNet("group", (1,), 8, 4, NamedSharding(mesh, spec))
+    images = jnp.ones((examples, 8, 8, 3))
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    text = jax.jit(network.apply).lower(variables, images).as_text()
+    found = [line for line in text.splitlines() if "sharding_constraint" in line]
+    convolutions = text.count("stablehlo.convolution")
+    assert len(found) == (0 if expected is None else convolutions)
+    assert all(expected in line for line in found)
+
+
 def test_which_steps_a_network_allows():
     def allowed(network, step):
         return tpu.allowed(pods.Cell(network, "data parallel", "v5e", 16, step))
@@ -305,7 +326,7 @@ def test_what_does_not_fit_is_told(tiny, tmp_path, monkeypatch):
     assert pod_tables.why_not(error) == "does not fit: HLO temporaries need 16.28GB of 15.75GB"
 
 
-def test_a_step_that_makes_the_compiler_abort_is_told_and_the_next_follows(
+def test_a_step_that_makes_the_compiler_crash_is_told_and_the_next_follows(
     tiny, tmp_path, monkeypatch
 ):
     def compiled(cell, *_):
@@ -317,10 +338,11 @@ def test_a_step_that_makes_the_compiler_abort_is_told_and_the_next_follows(
     flags = ["--networks", "ViT-B", "--chip", "v5e", "--chips", "16", "--layouts", "data parallel"]
     tpu.main([*flags, "--steps", "sam", "asam", "--output", str(tmp_path)])
     aborted, other = tpu.read(tmp_path / "steps.jsonl")
-    assert aborted["error"] == "the compiler aborts: a check of its own fails"
+    assert aborted["error"] == "the compiler crashes"
     assert {*aborted} == {*other, "batch"}
     assert (
-        "| sam | does not compile: the compiler aborts" in (tmp_path / "steps_ViT-B.md").read_text()
+        "| sam | does not compile: the compiler crashes"
+        in (tmp_path / "steps_ViT-B.md").read_text()
     )
 
 
