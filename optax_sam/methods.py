@@ -125,6 +125,11 @@ def _compose(
         )
     if (steps := given.pop("ascent_steps", None)) is not None:
         check_integer("ascent_steps", steps, minimum=1)
+        if along_previous_direction and steps > 1:
+            raise ValueError(
+                f"msam climbs along its own last direction, so ascent_steps={steps}, which takes a new "
+                "gradient after each of its steps, has no meaning. Leave it out."
+            )
         perturbation = in_steps(perturbation, steps)
     if (fraction := given.pop("ascent_fraction", None)) is not None:
         check_ascent_fraction("ascent_fraction", fraction)
@@ -856,8 +861,8 @@ def msam(
       An ``optax.GradientTransformationExtraArgs``; ``update`` needs ``params`` and ``loss_fn``.
 
     Raises:
-      ValueError: if ``rho`` is a negative number or ``momentum`` outside [0, 1), or with ``group_size``
-        or ``ascent_fraction``.
+      ValueError: if ``rho`` is a negative number or ``momentum`` outside [0, 1), or with
+        ``group_size``, ``ascent_fraction`` or more than one of ``ascent_steps``.
 
     Example:
       >>> import optax, optax_sam

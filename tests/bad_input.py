@@ -590,6 +590,8 @@ ROWS["msam"] = [
         "Leave it out"),
     Row("a part of the batch", lambda: optax_sam.msam(ascent_fraction=0.5), ValueError,
         "ascent_fraction", "0.5", "Leave it out"),
+    Row("several steps", lambda: optax_sam.msam(ascent_steps=2), ValueError, "ascent_steps", "2",
+        "Leave it out"),
     Row("state of sam", lambda: update(optax_sam.msam(), state=state_of(optax_sam.sam())),
         TypeError, "state", "SharpnessAwareState", "tx.init(params) of the same tx"),
 ]  # fmt: skip
