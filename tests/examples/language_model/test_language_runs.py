@@ -342,20 +342,37 @@ def test_the_study_starts_from_runs_that_come_before(tmp_path):
     assert len(seen) == 2 * len(study.ROWS)
 
 
+def pretend(settings):
+    """In place of the training of a study's run."""
+    study_folder = settings.output.parents[1]
+    with pytest.raises(BlockingIOError, match="in use"), held(study_folder):
+        pass
+    settings.output.mkdir(parents=True)
+    results = fake(0, 1.0) | {"config": settings.to_json(), "gradients": settings.steps}
+    logs.write_csv(settings.output / "metrics.csv", results.pop("rows"))
+    logs.write_json(settings.output / "results.json", results)
+
+
+def test_a_part_of_the_study_has_what_it_starts_from_and_writes_its_own_table(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(study, "train", pretend)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    study.main(["--output", str(tmp_path), "--seeds", "0", "--parts", "classifying"])
+    found = {path.parent.relative_to(tmp_path) for path in tmp_path.glob("*/*/results.json")}
+    of_part = {
+        Path("classifying", f"{name} 0") for part, name, *_ in study.ROWS if part == "classifying"
+    }
+    assert found == of_part | {Path("learning", "AdamW 0")}
+    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["classifying"]
+    with pytest.raises(ValueError, match=r"--parts: \(\) is not valid\. Name one"):
+        study.Study(parts=())
+
+
 def test_the_study_refuses_runs_of_other_settings_and_says_how_it_goes_on(
     tmp_path, monkeypatch, capsys
 ):
     flags = ["--output", str(tmp_path), "--seeds", "0", "--steps"]
-
-    def pretend(settings):
-        study_folder = settings.output.parents[1]
-        with pytest.raises(BlockingIOError, match="in use"), held(study_folder):
-            pass
-        settings.output.mkdir(parents=True)
-        results = fake(0, 1.0) | {"config": settings.to_json(), "gradients": settings.steps}
-        logs.write_csv(settings.output / "metrics.csv", results.pop("rows"))
-        logs.write_json(settings.output / "results.json", results)
-
     monkeypatch.setattr(study, "ROWS", study.ROWS[:1])
     monkeypatch.setattr(study, "train", pretend)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
