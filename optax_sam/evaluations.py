@@ -10,7 +10,6 @@ evaluations only one of them (Baek, Kolter, Raghunathan, ICLR 2024, arXiv 2405.0
 are full gradients too, of the objective whose logit term is taken at the other point.
 """
 
-import collections
 import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -59,10 +58,10 @@ def perturb_then_evaluate(
     The primitive under every method, and of use on its own (sharpness measures, new methods). The
     parameters are never written: the perturbed copy exists inside the evaluation only.
 
-    Called eagerly it is compiled. A ``loss_fn`` that is a pytree (:class:`optax_sam.Objective`,
-    ``jax.tree_util.Partial``) is an argument of the compiled function, so new batches trace nothing;
-    any other callable is part of the compilation key, so pass the same function, not a new lambda
-    per step. Inside ``jax.jit`` it simply becomes part of the caller's computation.
+    Called eagerly with a ``loss_fn`` that is a pytree (:class:`optax_sam.Objective`,
+    ``jax.tree_util.Partial``) it is compiled, with the batch as an argument. Any other callable may
+    close over a batch that changes from call to call, so eagerly it runs as ``jax.grad`` would.
+    Inside ``jax.jit`` it simply becomes part of the caller's computation.
 
     Args:
       loss_fn: ``params -> loss`` or ``params -> (loss, aux)``.
@@ -97,8 +96,8 @@ def perturb_then_evaluate(
         return _evaluate(loss_fn, params, perturbation)
     if is_pytree(loss_fn):
         return _evaluate_pytree(loss_fn, params, perturbation)
-    _warn_of_new_functions(loss_fn)
-    return _evaluate_static(loss_fn, params, perturbation)
+    # Not compiled: what the function closes over, such as a batch, may have changed since.
+    return _evaluate(loss_fn, params, perturbation)
 
 
 def full_gradient(
@@ -297,28 +296,6 @@ def _evaluate(
 
 _Evaluate = Callable[[Callable[..., Any], Any, Any], tuple[Any, Any]]
 _evaluate_pytree: _Evaluate = jax.jit(_evaluate)
-_evaluate_static: _Evaluate = jax.jit(_evaluate, static_argnums=0)
-
-# How many different functions of the same code were compiled; a new lambda per step is one each.
-_functions_seen: dict[Any, set[int]] = collections.defaultdict(set)
-_MANY = 10
-
-
-def _warn_of_new_functions(loss_fn: Callable[..., Any]) -> None:
-    """Warns once where each eager step brings a new function, which is compiled and kept."""
-    code = getattr(loss_fn, "__code__", None)
-    if code is None:
-        return
-    seen = _functions_seen[code]
-    seen.add(id(loss_fn))
-    if len(seen) == _MANY:
-        warnings.warn(
-            f"{_MANY} different functions made by the same line "
-            f"({code.co_filename}:{code.co_firstlineno}) were compiled one by one, and each is "
-            "kept in memory. Put the training step under jax.jit, or pass an optax_sam.Objective, "
-            "whose batch is an argument of one compiled function.",
-            stacklevel=3,
-        )
 
 
 def is_traced(tree: Any) -> bool:

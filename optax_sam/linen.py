@@ -92,7 +92,10 @@ class TrainState(train_state.TrainState):  # type: ignore[no-untyped-call, unuse
         # Only what was given: line searches refuse what they do not know.
         candidates = {"loss_fn": loss_fn, "logits": logits}
         given = {name: value for name, value in candidates.items() if value is not None}
-        updates, opt_state = optax.with_extra_args_support(self.tx).update(
+        # optax.MultiSteps is no GradientTransformation, and takes extra arguments by itself.
+        is_link = isinstance(self.tx, optax.GradientTransformation)
+        tx = optax.with_extra_args_support(self.tx) if is_link else self.tx
+        updates, opt_state = tx.update(
             gradients,
             self.opt_state,
             params,
@@ -162,7 +165,7 @@ def capture_layer_input(module: nn.Module, layer: str) -> Callable[..., tuple[An
 
 def _split(params: Any) -> tuple[Any, dict[str, Any]]:
     """The parameters that an optimizer sees, and those of fp8 layers that it does not."""
-    if isinstance(params, dict) and OVERWRITE_WITH_GRADIENT in params:
+    if isinstance(params, Mapping) and OVERWRITE_WITH_GRADIENT in params:
         overwritten = {OVERWRITE_WITH_GRADIENT: params[OVERWRITE_WITH_GRADIENT]}
         return params["params"], overwritten
     return params, {}

@@ -428,3 +428,19 @@ class TestAudit2Refusals:
         message = r"10 different functions.*test_silent_mistakes.*under jax\.jit, or pass an"
         with pytest.warns(UserWarning, match=message):
             several_steps()
+
+
+def test_a_plain_loss_is_read_anew_at_every_eager_step():
+    """As jax.grad reads it: what it closes over may be another batch."""
+    batches = iter((jnp.arange(6.0).reshape(2, 3), 10 + jnp.arange(6.0).reshape(2, 3)))
+    tx, params = optax_sam.sam(0.1), jnp.ones(3)
+    state = tx.init(params)
+
+    def loss_fn(w):
+        return jnp.mean((batch @ w - 1) ** 2)
+
+    for batch in batches:  # noqa: B007 (the loss closes over it)
+        grads = jax.grad(loss_fn)(params)
+        direction, state = tx.update(grads, state, params, loss_fn=loss_fn)
+        expected = jax.grad(loss_fn)(params + 0.1 * grads / optax.tree.norm(grads))
+        np.testing.assert_allclose(direction, expected, rtol=1e-5)

@@ -20,7 +20,7 @@ def as_labels(
     if not has_shape:
         raise ValueError(
             f"{name} must have shape {expected}, got {array.shape}. For one-hot labels take their "
-            "argmax."
+            "argmax; for labels of tokens flatten labels and logits to one row each."
         )
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
