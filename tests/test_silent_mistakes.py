@@ -415,20 +415,6 @@ class TestAudit2Refusals:
         with pytest.raises(TypeError, match=r"needs all parameters.*pass mask= to the method"):
             direction(optax.masked(optax_sam.sam(RHO), is_kernel))
 
-    def test_audit_2_a_new_lambda_per_eager_step(self):
-        """Each is compiled and kept: 2.3 MB a step."""
-        params = jnp.ones(2)
-        tx = optax_sam.sam(RHO)
-        state = tx.init(params)
-
-        def several_steps():
-            for _ in range(10):
-                tx.update(params, state, params, loss_fn=lambda w: jnp.sum(w**2))
-
-        message = r"10 different functions.*test_silent_mistakes.*under jax\.jit, or pass an"
-        with pytest.warns(UserWarning, match=message):
-            several_steps()
-
 
 def test_a_plain_loss_is_read_anew_at_every_eager_step():
     """As jax.grad reads it: what it closes over may be another batch."""
