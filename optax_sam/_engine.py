@@ -245,7 +245,13 @@ class Engine:
         if objective.penalty is not None:
             return "the objective has a penalty, whose gradient every group takes at its own point"
         try:
-            multiples_of(self.perturbation, step.state.perturbation, step.params, step.extra_args)
+            multiples_of(
+                self.perturbation,
+                step.state.perturbation,
+                step.params,
+                step.extra_args,
+                step.perturbed_leaves,
+            )
         except NotAMultipleError as error:
             return f"the first stage {error}"
         if self.group_size > 1 and not is_worthwhile(

@@ -90,14 +90,10 @@ def perturb_then_evaluate(
     """
     check_callable("loss_fn", loss_fn, "Pass the loss as a function of the parameters.")
     _check_perturbation(params, perturbation)
-    if is_traced((params, perturbation, loss_fn)):
-        # Inside a caller's jit a second boundary buys nothing, and its cache would keep a closure
-        # over the caller's tracers alive.
-        return _evaluate(loss_fn, params, perturbation)
-    if is_pytree(loss_fn):
-        return _evaluate_pytree(loss_fn, params, perturbation)
-    # Not compiled: what the function closes over, such as a batch, may have changed since.
-    return _evaluate(loss_fn, params, perturbation)
+    # Of a plain function a compiled program would keep what it closes over, such as a batch. Inside a
+    # caller's jit a second boundary buys nothing, and its cache would keep the caller's tracers alive.
+    is_compiled = is_pytree(loss_fn) and not is_traced((params, perturbation, loss_fn))
+    return (_evaluate_compiled if is_compiled else _evaluate)(loss_fn, params, perturbation)
 
 
 def full_gradient(
@@ -295,7 +291,7 @@ def _evaluate(
 
 
 _Evaluate = Callable[[Callable[..., Any], Any, Any], tuple[Any, Any]]
-_evaluate_pytree: _Evaluate = jax.jit(_evaluate)
+_evaluate_compiled: _Evaluate = jax.jit(_evaluate)
 
 
 def is_traced(tree: Any) -> bool:

@@ -125,7 +125,7 @@ def _compose(
         )
     if (steps := given.pop("ascent_steps", None)) is not None:
         check_integer("ascent_steps", steps, minimum=1)
-        if along_previous_direction and steps > 1:
+        if along_previous_direction:
             raise ValueError(
                 f"msam climbs along its own last direction, so ascent_steps={steps}, which takes a new "
                 "gradient after each of its steps, has no meaning. Leave it out."
@@ -862,7 +862,7 @@ def msam(
 
     Raises:
       ValueError: if ``rho`` is a negative number or ``momentum`` outside [0, 1), or with
-        ``group_size``, ``ascent_fraction`` or more than one of ``ascent_steps``.
+        ``group_size``, ``ascent_fraction`` or ``ascent_steps``.
 
     Example:
       >>> import optax, optax_sam

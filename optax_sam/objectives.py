@@ -57,7 +57,8 @@ class Objective:
         perturbed with the loss, and counts once for microbatches and groups.
       microbatch_size: examples to compute at once; must divide B. Value, gradients and logits are
         computed microbatch by microbatch, in the memory of one and with the same result. None: all
-        at once. Networks that mix the examples of a batch (BatchNorm in training) are refused.
+        at once. Networks that mix the examples of a batch (BatchNorm in training) are refused. What
+        hangs on an example's position, such as dropout from one key, repeats in every microbatch.
       has_aux: whether ``apply_fn`` returns auxiliary output beside the logits. With microbatches,
         output per example is joined, and other floating output is averaged; it has no derivative.
       loss_scale: see :func:`optax_sam.loss_scaled`; a positive scalar that may be traced.

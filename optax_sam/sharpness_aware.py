@@ -1,5 +1,7 @@
 """The engine's public face: perturbation, evaluation and combination wired into one transformation."""
 
+from typing import Any
+
 import jax
 import optax
 
@@ -131,4 +133,9 @@ def get_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
     metrics = states[0]._asdict()
     for _, fraction in optax.tree.get_all_with_path(opt_state, "down_weighted_fraction"):
         metrics["down_weighted_fraction"] = fraction
-    return metrics
+    return {name: _value_now(number) for name, number in metrics.items()}
+
+
+def _value_now(number: Any) -> Any:
+    """The number; ``flax.nnx.Optimizer`` keeps it in a variable, which its next step overwrites."""
+    return number.get_value() if hasattr(number, "get_value") else number

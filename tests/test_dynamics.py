@@ -267,3 +267,18 @@ class TestAuroc:
     @pytest.mark.parametrize("wrong", [np.zeros(3, bool), np.ones(3, bool)])
     def test_without_two_kinds_there_is_none(self, wrong):
         assert np.isnan(auroc(np.arange(3.0), wrong))
+
+
+def test_excluded_classes_leave_a_confident_example_above_suspicion():
+    """By logits of minus infinity: its margin is infinite, and stays it."""
+    excluded = -jnp.inf
+    recording = start_recording(jnp.array([0, 1]))
+    sure = jnp.array([[0.0, excluded, excluded], [excluded, excluded, 0.0]])
+    recording = record_batch(recording, sure, jnp.arange(2))
+    assert recording.rival.tolist() == [1, 2]  # never its own label
+    unsure = jnp.array([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
+    recording = record_batch(recording, unsure, jnp.arange(2))
+    assert recording.margin.tolist() == [jnp.inf, -jnp.inf]
+    assert rank_suspects(recording).examples.tolist() == [1, 0]
+    lost = record_batch(recording, jnp.full((2, 3), jnp.nan), jnp.arange(2))
+    assert np.isnan(lost.margin).all()

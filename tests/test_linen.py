@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import FrozenDict
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
@@ -107,10 +108,24 @@ def test_an_optimizer_without_extra_arguments():
     assert_equal(ours.params, flax_state.apply_gradients(grads=state.params).params, rtol=0)
 
 
-def test_leaves_of_fp8_layers_are_overwritten_and_not_perturbed():
+def test_multi_steps_has_its_arguments():
+    """It is no GradientTransformation, for which Optax would drop them."""
+    tx = optax.MultiSteps(optax.chain(optax_sam.sam(0.1), optax.sgd(0.1)), 2)
+    state = TrainState.create(apply_fn=None, params={"w": jnp.ones(3)}, tx=tx)
+    loss_fn = lambda params: jnp.sum(params["w"] ** 2)  # noqa: E731
+    for _ in range(2):
+        state = state.apply_gradients(grads=jax.grad(loss_fn)(state.params), loss_fn=loss_fn)
+    expected = 1 - 0.1 * 2 * (1 + 0.1 / jnp.sqrt(3.0))
+    assert_equal(state.params["w"], jnp.full(3, expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [dict, FrozenDict])
+def test_leaves_of_fp8_layers_are_overwritten_and_not_perturbed(kind):
     model = nn.Dense(3, dot_general_cls=nn.Fp8DirectDotGeneralOp, use_bias=False)
     rho, rate = 0.2, 0.1
-    state = make_state(optax.chain(optax_sam.sam(rho), optax.sgd(rate)), model)
+    tx = optax.chain(optax_sam.sam(rho), optax.sgd(rate))
+    state = make_state(tx, model)
+    state = TrainState.create(apply_fn=state.apply_fn, params=kind(state.params), tx=tx)
     assert OVERWRITE_WITH_GRADIENT in state.params
     objective = objective_of(state)
     grads = jax.jit(jax.grad(objective))(state.params)
@@ -119,7 +134,7 @@ def test_leaves_of_fp8_layers_are_overwritten_and_not_perturbed():
     ascent = grads["params"]
     scale = rho / optax.tree.norm(ascent)
     perturbed = jax.tree.map(lambda p, g: p + scale * g, state.params["params"], ascent)
-    descent = jax.jit(jax.grad(objective))(state.params | {"params": perturbed})["params"]
+    descent = jax.jit(jax.grad(objective))({**state.params, "params": perturbed})["params"]
     expected = jax.tree.map(lambda p, g: p - rate * g, state.params["params"], descent)
     assert_equal(new.params["params"], expected)
     assert_equal(new.params[OVERWRITE_WITH_GRADIENT], grads[OVERWRITE_WITH_GRADIENT], rtol=0)
@@ -130,7 +145,8 @@ def test_leaves_of_fp8_layers_are_overwritten_and_not_perturbed():
         state.params[OVERWRITE_WITH_GRADIENT],
     )
     assert any(jax.tree.leaves(changed))
-    assert jax.tree.structure(new.params) == jax.tree.structure(state.params)
+    assert {*new.params} == {*state.params}
+    assert isinstance(new.params, dict)  # as Flax's own
 
 
 @pytest.mark.parametrize("layer", ["layers_2", "layers_9"])

@@ -213,6 +213,23 @@ def step_on_the_loss_itself(model, optimizer, *args):
     return nnx.as_pure(optimizer.update(model, grads, loss_fn=loss_fn))
 
 
+def test_metrics_of_an_optimizer_are_of_their_step():
+    """Its state is variables, which the next step overwrites."""
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(
+        model, optax.chain(optax_sam.saner(0.1), optax.sgd(0.5)), wrt=nnx.Param
+    )
+    history, copies = [], []
+    for _ in range(2):
+        loss_fn = objective(model, INPUTS, LABELS)
+        grads = jax.grad(loss_fn)(nnx.state(model, nnx.Param))
+        optimizer.update(model, grads, loss_fn=loss_fn)
+        history.append(optax_sam.get_metrics(optimizer.opt_state))
+        copies.append({name: float(number) for name, number in history[-1].items()})
+    assert [{name: float(number) for name, number in m.items()} for m in history] == copies
+    assert copies[0] != copies[1]
+
+
 def test_the_loss_itself_as_the_clean_pass():
     """Right where the randomness is new at every step, so that nothing is lost with the copies."""
     model = nnx.Sequential(nnx.Linear(4, 16, rngs=nnx.Rngs(0)), nnx.Dropout(0.5))

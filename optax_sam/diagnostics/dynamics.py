@@ -303,7 +303,10 @@ def _observe(logits: jax.Array, labels: jax.Array) -> _Observation:
         margin=own - jnp.max(others, axis=1),
         confidence=jnp.exp(log_probability),
         agrees=predicted(logits) == labels,
-        rival=jnp.argmax(others, axis=1),
+        # Not the label, also where all other classes are excluded, by logits of minus infinity.
+        rival=jnp.argmax(
+            jnp.where(is_label, -jnp.inf, jnp.nan_to_num(logits, nan=jnp.nan)), axis=1
+        ),
     )
 
 
@@ -314,7 +317,9 @@ def _add(recording: Recording, seen: _Observation) -> Recording:
     def mean(name: str) -> jax.Array:
         old: jax.Array = getattr(recording, name)
         new: jax.Array = getattr(seen, name).astype(old.dtype)
-        return old + (new - old) / times.astype(old.dtype)
+        # An infinite mean stays what it is; inf − inf would be no number.
+        stays = jnp.isinf(old) & (jnp.isfinite(new) | (new == old))
+        return jnp.where(stays, old, old + (new - old) / times.astype(old.dtype))
 
     confidence = mean("confidence")
     value = seen.confidence.astype(confidence.dtype)

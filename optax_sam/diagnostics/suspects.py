@@ -33,8 +33,8 @@ def rank_suspects(recording: Recording, by: str = "margin") -> Suspects:
 
     A wrong label is learned late and against the others, so its margin stays low over the epochs. The
     better the training resists memorization, the better is the ranking. If the wrong labels are
-    memorized from an early epoch on, it fails. Examples with NaN come first: their loss was not finite,
-    or the network has no class of their label.
+    memorized from an early epoch on, it fails. Examples with NaN come first: their logits were no
+    numbers, or the network has no class of their label.
 
     Args:
       recording: what was recorded over the training.

@@ -20,6 +20,7 @@ import optax
 
 from optax_sam import _jaxprs, _tree
 from optax_sam._axes import to_varying_like
+from optax_sam._stages import check_perturbation
 from optax_sam.objectives import Objective
 
 
@@ -126,6 +127,7 @@ def multiples_of(
     state: optax.OptState,
     params: Any,
     extra_args: dict[str, Any],
+    perturbed: Any = None,
 ) -> tuple[Multiples, optax.OptState]:
     """The factors of a first stage, and its state after the step.
 
@@ -135,6 +137,8 @@ def multiples_of(
       params: the parameters w.
       extra_args: further arguments of its ``update``; loss and logits are replaced by objects that
         refuse to be looked at.
+      perturbed: which leaves are perturbed; if given, a gradient that is handed on is refused as in
+        :func:`optax_sam._stages.check_perturbation`.
 
     Raises:
       NotAMultipleError: if its perturbation is something else.
@@ -148,6 +152,8 @@ def multiples_of(
     def update(gradients: list[jax.Array]) -> list[Any]:
         tree = jax.tree.unflatten(treedef, gradients)
         epsilon, new_state = stage.update(tree, state, params, **extra_args)
+        if perturbed is not None:
+            check_perturbation(epsilon, tree, perturbed)
         state_leaves, state_treedef = jax.tree.flatten(new_state)
         structure.append(state_treedef)
         return [*jax.tree.leaves(epsilon), *state_leaves]

@@ -1,11 +1,12 @@
 """Calls in a process of their own."""
 
+import multiprocessing
 import os
 import signal
 
 import pytest
 
-from benchmarks.apart import Aborted, Apart
+from benchmarks.apart import Aborted, Apart, answer
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,13 @@ def test_what_else_ends_it_is_told():
     """A machine without memory kills it: nothing is known of the call then."""
     with Apart() as apart, pytest.raises(SystemExit, match="exit code -9"):
         apart(signal.raise_signal, signal.SIGKILL)
+
+
+def test_its_answer_to_a_program_that_was_killed_is_no_error():
+    ours, theirs = multiprocessing.Pipe()
+    ours.send((os.getpid, ()))
+    ours.close()
+    answer(theirs)
 
 
 def test_its_process_ends_with_the_program():
